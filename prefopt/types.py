@@ -101,18 +101,19 @@ class PackedBatch:
 
     Tree: ``ids`` and ``positions`` are [1, T], tokens in depth-first order with their depth as
     position, and token j is visible to token i exactly when ``j <= i < subtree_end[j]``.
-    Rows: ``ids`` and ``positions`` are [R, L], padded at the right, and ``subtree_end`` is None.
+    Rows: ``ids`` and ``positions`` are [R, L], padded at the right (position -1), and ``subtree_end`` is None.
     ``source``, ``target``, ``owner`` [N]: the hidden state at flat index ``source[n]`` predicts the
     token id ``target[n]``, which belongs to response ``owner[n]``.
 
-    Two responses "C" and "D E" to the prompt "A B":
+    The last token of a response is predicted but never read, so it is in ``target`` only. Two
+    responses "C ." and "D E ." to the prompt "A B":
 
         ids          A B C D E
         positions    0 1 2 2 3
         subtree_end  5 5 3 5 5
-        source       1 1 3      (B predicts C and also D; D predicts E)
-        target       C D E
-        owner        0 1 1
+        source       1 2 1 3 4      (B predicts C and also D, C and E predict the end)
+        target       C . D E .
+        owner        0 0 1 1 1
     """
 
     ids: Tensor

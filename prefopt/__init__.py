@@ -1,0 +1,1 @@
+"""Tune language models on preferences."""

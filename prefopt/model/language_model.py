@@ -1,0 +1,100 @@
+"""A causal language model, and how prefopt reads it: log-probs of responses, in one of three ways.
+
+``tree``    the token tree, our attention, the head in chunks: the fast way
+``rows``    one sequence per row, the model's own attention, the head in chunks
+``logits``  one sequence per row, the model's own logits: works with everything
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.model import attention
+from prefopt.model.logprobs import token_logps
+from prefopt.model.tree import pack, pack_rows
+from prefopt.types import Encoded, LogProbs, PackedBatch
+
+Way = Literal["tree", "rows", "logits"]
+
+
+class LanguageModel:
+    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
+
+    def __init__(self, module: nn.Module, way: Way = "rows"):
+        self.module = module
+        # PEFT puts its layers inside the base model, so the bare model inside runs them too.
+        self.bare = module.get_base_model() if hasattr(module, "get_base_model") else module
+        self._native_attention = self.bare.config._attn_implementation
+        self.way: Way = way
+        self.why = ""
+        self.read_as(way)
+
+    def read_as(self, way: Way, why: str = "") -> None:
+        """Choose the way; ``why`` is the sentence a person reads when it is not the fast one.
+
+        Raises ValueError where the model has no attention interface, so no tree.
+        """
+        self.bare.set_attn_implementation(attention.NAME if way == "tree" else self._native_attention)
+        self.way, self.why = way, why
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.bare.forward).parameters
+
+    def pack(self, examples: Sequence[Encoded]) -> PackedBatch:
+        """The responses of ``examples``, in their order, as this model reads them."""
+        return (pack if self.way == "tree" else pack_rows)(examples, self.device)
+
+    def logprobs(self, batch: PackedBatch) -> LogProbs:
+        """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
+        config = self.bare.config.get_text_config()
+        if self.way == "logits":
+            logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
+            token = token_logps(logits[batch.source], lambda h: h, batch.target, config.vocab_size)
+        else:
+            hidden = self._hidden(batch)
+            token = token_logps(hidden[batch.source], self._head, batch.target, config.vocab_size)
+        return LogProbs.from_tokens(token, batch.owner, batch.responses)
+
+    def score(self, examples: Sequence[Encoded]) -> LogProbs:
+        """``logprobs`` without a gradient, packing included."""
+        with torch.no_grad():
+            return self.logprobs(self.pack(examples))
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """[T, H] (or [R·L, H]): what the head reads."""
+        body = self.bare.base_model
+        if batch.subtree_end is None:
+            return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+        with attention.reading(attention.Tree(batch.subtree_end)):
+            return body(**self._inputs(batch)).last_hidden_state[0]
+
+    def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:
+        inputs: dict[str, Tensor | bool] = {"input_ids": batch.ids, "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = batch.positions.clamp(min=0)
+        if batch.subtree_end is None:
+            inputs["attention_mask"] = (batch.positions >= 0).long()
+        return inputs
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Logits [n, V], with the scaling and soft-capping that some architectures put behind their head."""
+        config = self.bare.config.get_text_config()
+        logits = self.bare.get_output_embeddings()(hidden)
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scale := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scale
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = cap * torch.tanh(logits / cap)
+        return logits

@@ -1,0 +1,75 @@
+"""The probe: a few sequences are scored both ways, so that no model is read wrongly in silence.
+
+The truth is the model itself, one sequence at a time, through its own forward, its own attention and
+its own logits. The first of the ways (tree, rows, logits) that reproduces it is used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from prefopt.model.language_model import LanguageModel, Way
+from prefopt.types import Encoded
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
+"""Largest difference of one token's log-prob, nats. A wrong mask is off by more than this in any trained
+model; in bfloat16 the layouts differ by rounding, so the bar is that of rounding."""
+
+
+def probe(lm: LanguageModel, longest: int = 64) -> None:
+    """Set ``lm`` to the fastest way that gives its own numbers; ``lm.why`` says what stood in the way.
+
+    ``longest``: tokens of the longest sequence that will be read. A sliding window shows only in texts
+    longer than it, so where such texts will come, the probe is as long.
+    """
+    examples = _examples(lm, longest)
+    truth = one_at_a_time(lm, examples)
+    tolerance = TOLERANCE[next(lm.module.parameters()).dtype]
+    why = ""
+    ways: tuple[Way, ...] = ("tree", "rows", "logits")
+    for way in ways:
+        try:
+            lm.read_as(way, why)
+            off = float((lm.score(examples).token - truth).abs().max())
+        except Exception as error:  # whatever a model's own code raises on an input that it does not know
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        else:
+            if off <= tolerance:
+                return
+            problem = f"log-probs differ by up to {off:.2g} nats from one sequence at a time"
+        why = why or f"{type(lm.bare).__name__} is read one sequence per row: as a token tree, {problem}"
+    raise AssertionError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
+
+
+@torch.no_grad()
+def one_at_a_time(lm: LanguageModel, examples: list[Encoded]) -> torch.Tensor:
+    """[N] token log-probs in ``pack``'s order, each response alone in one plain forward: the definition."""
+    lm.read_as("logits")
+    out = []
+    for example in examples:
+        for response, scored in zip(example.responses, example.scored, strict=True):
+            ids = torch.from_numpy(np.concatenate([example.prompt, response]).astype(np.int64)).to(lm.device)
+            logits = lm.bare(input_ids=ids[None], use_cache=False).logits[0].float()
+            logps = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+            at = np.flatnonzero(scored) + len(example.prompt) - 1
+            out.append(logps[torch.from_numpy(at).to(lm.device)])
+    return torch.cat(out)
+
+
+def _examples(lm: LanguageModel, longest: int) -> list[Encoded]:
+    """Two prompts with three responses each, of random tokens: branches, shared beginnings, several depths."""
+    config = lm.bare.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    prompt = window + 8 if window and longest > window else 24
+    rng = np.random.default_rng(0)
+
+    def tokens(n: int) -> np.ndarray:
+        return rng.integers(3, config.vocab_size, n, dtype=np.int32)
+
+    def example(n: int) -> Encoded:
+        start = tokens(3)
+        responses = (np.concatenate([start, tokens(7)]), np.concatenate([start, tokens(2)]), tokens(5))
+        return Encoded(tokens(n), responses, tuple(np.ones(len(r), bool) for r in responses), (None,) * 3, "probe", "", "")
+
+    return [example(prompt), example(11)]
