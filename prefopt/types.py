@@ -67,6 +67,26 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a person should know about one row of the data.
+
+    ``kind`` is one word to count by ("missing", "equal", ...). ``drops``: the row cannot be trained on
+    and is left out, or refused under --strict; otherwise it is only reported.
+
+    >>> str(Finding("prefs.jsonl:501", "missing", 'no "rejected"'))
+    'prefs.jsonl:501: no "rejected"'
+    """
+
+    source: str
+    kind: str
+    message: str
+    drops: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """What a tokenizer made of an Example.
 
