@@ -66,10 +66,10 @@ class LanguageModel:
             token = token_logps(hidden[batch.source], self._head, batch.target, config.vocab_size)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
-    def score(self, examples: Sequence[Encoded]) -> LogProbs:
-        """``logprobs`` without a gradient, packing included."""
-        with torch.no_grad():
-            return self.logprobs(self.pack(examples))
+    @torch.no_grad()
+    def score(self, batch: PackedBatch) -> LogProbs:
+        """``logprobs`` without a gradient."""
+        return self.logprobs(batch)
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """[T, H] (or [R·L, H]): what the head reads."""

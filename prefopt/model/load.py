@@ -1,0 +1,88 @@
+"""Models and tokenizers from a folder or a hub name, with one clear sentence when it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from prefopt.errors import UserError
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.probe import probe
+
+
+def load_tokenizer(name: str) -> Any:
+    """UserError if there is none at ``name``."""
+    return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+
+
+def load_config(name: str) -> Any:
+    """The model's configuration, without its weights."""
+    return _load(AutoConfig.from_pretrained, name, "model configuration")
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
+    """A causal LM ready to be trained or scored, read in the fastest way that gives its own numbers.
+
+    ``longest``: tokens of the longest sequence that will be read, for the probe. Dropout is switched
+    off: with it the policy would differ from the reference before the first step, and two scorings of
+    one answer from each other.
+    """
+    where = pick_device(device)
+    module = _load(AutoModelForCausalLM.from_pretrained, name, "model", dtype=pick_dtype(dtype, where))
+    without_dropout(module)
+    lm = LanguageModel(module.to(where))
+    with quiet():
+        probe(lm, longest)
+    return lm
+
+
+def pick_device(device: str) -> torch.device:
+    """UserError when CUDA is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the GPU computes in it, float32 elsewhere, unless one is named."""
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, dtype)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Every dropout of a model at probability 0, those that attention takes from a number included."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "attn_pdrop", "layerdrop"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
+class quiet:
+    """transformers keeps its warnings to itself within this block: the probe tries what may not work."""
+
+    def __enter__(self) -> None:
+        self.before = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self.before)
+
+
+def _load(from_pretrained: Any, name: str, what: str, **options: Any) -> Any:
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path and not Path(name).expanduser().is_dir():
+        raise UserError(f"{name}: no such folder, so no {what} to load")
+    try:
+        return from_pretrained(str(Path(name).expanduser()) if looks_like_path else name, **options)
+    except (OSError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{name}: no {what} can be loaded ({first})") from error

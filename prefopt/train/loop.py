@@ -1,0 +1,122 @@
+"""The loop: steps, evaluations and checkpoints, for every loss.
+
+One optimizer step holds exactly ``batch_size`` examples. Each example's loss is divided by that
+number, never by a micro-batch's, so the gradient is the same however the step is cut up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from prefopt.data import plan
+from prefopt.train.guard import Guard
+from prefopt.train.metrics import Metrics
+from prefopt.train.objective import Objective
+from prefopt.train.optimizer import learning_rate, set_learning_rate
+from prefopt.types import Encoded
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The resolved settings of a run, those that the loop itself reads."""
+
+    steps: int
+    batch_size: int
+    peak: float
+    warmup: int
+    decay: str
+    clip: float
+    seed: int
+    eval_every: int
+    save_every: int
+
+
+@dataclass
+class TrainingState:
+    """All that changes: with it, and the data, a run goes on as if it had not stopped."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    step: int = 0
+
+
+@dataclass
+class Hooks:
+    """What a run does at the loop's occasions. The loop knows no file and no screen."""
+
+    log: Callable[[int, dict[str, float]], None]
+    evaluate: Callable[[int], None]
+    save: Callable[[int], None]
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+
+
+def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> bool:
+    """Train until ``schedule.steps``; False if it was asked to stop before, after saving."""
+    order = plan.Order(len(units), schedule.seed)
+    while state.step < schedule.steps:
+        batch = [units[i] for i in order.batch(state.step, schedule.batch_size)]
+        values = train_step(state, batch, schedule)
+        state.step += 1
+        hooks.log(state.step, values)
+        last = state.step == schedule.steps
+        if schedule.eval_every and state.step % schedule.eval_every == 0 and not last:
+            hooks.evaluate(state.step)
+        stop = hooks.should_stop() and not last
+        if last or stop or state.step % schedule.save_every == 0:
+            hooks.save(state.step)
+        if stop:
+            return False
+    return True
+
+
+def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedule) -> dict[str, float]:
+    """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing."""
+    began = time.perf_counter()
+    objective, optimizer = state.objective, state.optimizer
+    metrics, tokens = Metrics(), 0
+    optimizer.zero_grad(set_to_none=True)
+    baseline = objective.baseline(batch)
+    for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+        output = objective(group, baseline)
+        (output.loss.sum() / len(batch)).backward()
+        metrics.add({"loss": output.loss, **output.metrics})
+        tokens += sum(example.tokens for example in group)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
+    rate = learning_rate(state.step + 1, schedule.peak, schedule.warmup, schedule.steps, schedule.decay)
+    values = metrics.reduce()
+    if state.guard.admits(state.step + 1, values["loss"], float(norm)):
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+    seconds = time.perf_counter() - began
+    return values | {
+        "grad_norm": float(norm),
+        "learning_rate": rate,
+        "pairs_per_second": len(batch) / seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, units: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None
+) -> tuple[dict[str, float], list[float]]:
+    """Average metrics over ``units``, and the reward accuracy of each unit that has one, in their order."""
+    metrics, accuracies = Metrics(), {}
+    # In chunks of about what a step holds: KTO's baseline is an average over such a batch.
+    for start in range(0, len(units), 64):
+        batch = units[start : start + 64]
+        baseline = objective.baseline(batch)
+        for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+            output = objective(group, baseline)
+            metrics.add({"loss": output.loss, **output.metrics})
+            won = output.metrics.get("rewards/accuracies")
+            if won is not None and len(won) == len(group):
+                accuracies.update({id(example): value for example, value in zip(group, won.tolist(), strict=True)})
+        progress(start + len(batch))
+    return metrics.reduce(), [accuracies[id(example)] for example in units if id(example) in accuracies]

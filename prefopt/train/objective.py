@@ -1,0 +1,65 @@
+"""What is minimised: a loss on the policy's log-probs and, where it asks for them, the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from prefopt.data import plan
+from prefopt.losses import kto_baseline
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.reference import response_keys
+from prefopt.types import Encoded, LogProbs, LossOutput
+
+Sums = Mapping[str, tuple[float, int]]
+"""What the reference store knows: response key -> (sum of log-probs, number of tokens)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with all that it needs beside the policy's log-probs of one micro-batch."""
+
+    loss: Any
+    lm: LanguageModel
+    reference: Sums | None = None
+    tokens_per_microbatch: int = 4096
+
+    @property
+    def unit(self) -> plan.Unit:
+        return getattr(self.loss, "unit", "pair")
+
+    def __call__(self, batch: Sequence[Encoded], baseline: torch.Tensor | None = None) -> LossOutput:
+        """The loss [P] of the P examples of a micro-batch, with the policy's gradient."""
+        policy = self.lm.logprobs(self.lm.pack(batch))
+        comparison = replace(plan.preferences(batch, self.unit, self.lm.device), baseline=baseline)
+        return self.loss(policy, self.reference_logprobs(batch), comparison)
+
+    def reference_logprobs(self, batch: Sequence[Encoded]) -> LogProbs | None:
+        """[R] sums and lengths, from the store's figures."""
+        if self.reference is None:
+            return None
+        known = [self.reference[key] for example in batch for key in response_keys(example)]
+        sums, lengths = zip(*known, strict=True)
+        return LogProbs(
+            torch.tensor(sums, dtype=torch.float32, device=self.lm.device),
+            torch.tensor(lengths, dtype=torch.float32, device=self.lm.device),
+        )
+
+    def baseline(self, batch: Sequence[Encoded]) -> torch.Tensor | None:
+        """KTO's z0 over one whole optimizer step, without a gradient; None for every other loss."""
+        if not getattr(self.loss, "needs_baseline", False):
+            return None
+        policy, reference = [], []
+        for group in plan.microbatches(plan.mismatched(batch), self.tokens_per_microbatch):
+            policy.append(self.lm.score(self.lm.pack(group)))
+            reference.append(self.reference_logprobs(group))
+        return kto_baseline(_joined(policy), _joined(reference))
+
+
+def _joined(parts: Sequence[LogProbs | None]) -> LogProbs:
+    """The sums of several micro-batches as one; their tokens are not needed any more."""
+    known = [part for part in parts if part is not None]
+    return LogProbs(torch.cat([part.sum for part in known]), torch.cat([part.length for part in known]))
