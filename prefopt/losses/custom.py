@@ -1,0 +1,80 @@
+"""A loss of the user's own: found in a file, and checked as it runs."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt.errors import UserError
+from prefopt.losses.base import Loss, Unit
+from prefopt.types import LogProbs, LossOutput, Preferences
+
+
+@dataclass(frozen=True)
+class Custom(Loss):
+    """A loss of the user's own: what it leaves unsaid is `Loss`'s default, and what it returns is checked."""
+
+    loss: Callable[..., Any]
+    name: str
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss):
+            raise UserError(f"{self.name} cannot be called: give it __call__(self, policy, reference, preferences)")
+        if self.unit not in typing.get_args(Unit):
+            raise UserError(f"{self.name}.unit must be one of {', '.join(typing.get_args(Unit))}, not {self.unit!r}")
+
+    @property
+    def unit(self) -> Unit:  # type: ignore[override]
+        return getattr(self.loss, "unit", Loss.unit)
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        return getattr(self.loss, "needs_reference", Loss.needs_reference)
+
+    @property
+    def needs_baseline(self) -> bool:  # type: ignore[override]
+        return getattr(self.loss, "needs_baseline", Loss.needs_baseline)
+
+    def __call__(self, policy: LogProbs, reference: LogProbs | None, preferences: Preferences) -> LossOutput:
+        out = self.loss(policy, reference, preferences)
+        if not isinstance(out, LossOutput):
+            raise UserError(f"{self.name} returned a {type(out).__name__}: return a LossOutput")
+        if out.loss.shape != preferences.ranking.shape[:1]:
+            examples, shape = len(preferences.ranking), list(out.loss.shape)
+            raise UserError(f"{self.name} returned a loss of shape {shape}: return one for each of {examples} examples")
+        return LossOutput(out.loss, {name: value.detach() for name, value in out.metrics.items()})
+
+
+def load(file: Path, name: str) -> Any:
+    """What ``name`` is in the user's Python file."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file (for --loss {file}:{name})")
+    module_name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(module_name, file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module  # dataclasses and inspect look a class's module up there
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise UserError(f"{file}:{line or 1}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]
+        raise UserError(f"{file} defines no {name}{nearest(name, own)} It defines {', '.join(own) or 'nothing'}")
+    return getattr(module, name)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else "."
