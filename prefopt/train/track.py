@@ -152,9 +152,7 @@ def _load(name: str, out: Path) -> Tracker:
         raise UserError(f"--track {name} needs a package that is missing ({error}); pip install {name}") from None
 
 
-_SECRET_WORDS = set(
-    "secret secrets password passwd passphrase token apikey key credential credentials auth authorization bearer".split()
-)
+_SECRET_WORD = re.compile(r"\b(secrets?|pass(word|wd|phrase)|token|(api)?key|credentials?|auth(orization)?|bearer)\b")
 # Keys of well-known services by their shape; and a password within a URL, or a secret among its parameters.
 _SECRET_SHAPES = re.compile(
     r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza)[\w-]{12,}"
@@ -184,4 +182,4 @@ def redact(config: Any) -> Any:
 def _names_a_secret(key: str) -> bool:
     """Whether a word of it is one: ``hf_token``, ``apiKey``, but not ``tokens_per_microbatch`` or ``tokenizer``."""
     words = re.sub(r"([a-z])([A-Z])", r"\1 \2", key).lower()
-    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", words))
+    return _SECRET_WORD.search(re.sub(r"[^a-z]+", " ", words)) is not None
