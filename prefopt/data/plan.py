@@ -36,7 +36,9 @@ def units(examples: Sequence[Encoded], unit: Unit) -> list[Encoded]:
     if examples and not made:
         have = "single responses" if all(len(e.responses) == 1 for e in examples) else "comparisons without an order"
         other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
-        raise UserError(f"this loss needs {_NEEDS[unit]}, and the data hold {have} only: choose another --loss ({other})")
+        raise UserError(
+            f"this loss needs {_NEEDS[unit]}, and the data hold {have} only: choose another --loss ({other})"
+        )
     return made
 
 

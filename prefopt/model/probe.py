@@ -70,6 +70,8 @@ def _examples(lm: LanguageModel, longest: int) -> list[Encoded]:
     def example(n: int) -> Encoded:
         start = tokens(3)
         responses = (np.concatenate([start, tokens(7)]), np.concatenate([start, tokens(2)]), tokens(5))
-        return Encoded(tokens(n), responses, tuple(np.ones(len(r), bool) for r in responses), (None,) * 3, "probe", "", "")
+        return Encoded(
+            tokens(n), responses, tuple(np.ones(len(r), bool) for r in responses), (None,) * 3, "probe", "", ""
+        )
 
     return [example(prompt), example(11)]

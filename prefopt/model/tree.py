@@ -78,7 +78,9 @@ def _sequences(examples: Sequence[Encoded]) -> tuple[list[np.ndarray], list[tupl
         for response, mask in zip(example.responses, example.scored, strict=True):
             whole = np.concatenate([example.prompt, response])
             at = len(example.prompt) + np.flatnonzero(mask)
-            assert len(at) and at[0] > 0, f"{example.source}: nothing is scored, or there is no context for its first token"
+            assert len(at) and at[0] > 0, (
+                f"{example.source}: nothing is scored, or there is no context for its first token"
+            )
             sequences.append(whole[: at[-1]])
             scored.append((at, whole[at]))
     return sequences, scored

@@ -1,0 +1,57 @@
+"""The settings that were left to be chosen, and why these values.
+
+Learning rates fall with a model's size. These two lines go through what has been found to work: DPO
+at 1e-6 for 2.8B (the paper) and 5e-7 for 7B (Tunstall et al. 2023, 2310.16944), SFT at 2e-5 for 7B, and
+about a thousand times more at 3M parameters, where this project's own examples are.
+"""
+
+from __future__ import annotations
+
+from prefopt.config import Training
+from prefopt.train.loop import Schedule
+
+
+def dpo_rate(parameters: int) -> float:
+    """Peak learning rate for tuning on preferences.
+
+    >>> f"{dpo_rate(7_000_000_000):.0e} {dpo_rate(2_800_000_000):.0e} {dpo_rate(3_000_000):.0e}"
+    '5e-07 1e-06 5e-04'
+    """
+    return min(1e-3, 5e-7 * (7e9 / parameters) ** 0.9)
+
+
+def sft_rate(parameters: int) -> float:
+    """Peak learning rate for supervised fine-tuning.
+
+    >>> f"{sft_rate(7_000_000_000):.0e} {sft_rate(3_000_000):.0e}"
+    '2e-05 2e-03'
+    """
+    return min(3e-3, 2e-5 * (7e9 / parameters) ** 0.6)
+
+
+def schedule(config: Training, examples: int, parameters: int, imitates: bool) -> Schedule:
+    """The loop's settings for ``examples`` training examples and a model of so many parameters.
+
+    The number of steps is the nearest whole one, at least 1: a step always holds ``batch_size``
+    examples, so the last one may begin another epoch.
+    """
+    steps = max(1, round(config.epochs * examples / config.batch_size))
+    if config.max_steps is not None:
+        steps = min(steps, config.max_steps)
+    rate = sft_rate(parameters) if imitates else dpo_rate(parameters)
+    return Schedule(
+        steps=steps,
+        batch_size=config.batch_size,
+        peak=config.learning_rate or float(f"{rate:.1e}"),
+        warmup=steps // 10 if config.warmup_steps is None else config.warmup_steps,
+        decay=config.schedule,
+        clip=config.clip,
+        seed=config.seed,
+        eval_every=config.eval_every or 0,
+        save_every=config.save_every or max(1, -(-steps // 10)),
+    )
+
+
+def tokens_per_microbatch(config: Training, on_gpu: bool) -> int:
+    """How many tokens to compute at once. On a CPU more are no faster, and only cost memory."""
+    return config.tokens_per_microbatch or (16384 if on_gpu else 2048)

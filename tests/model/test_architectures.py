@@ -1,0 +1,124 @@
+"""Every architecture gives the numbers of one sequence at a time, or says why it is read in rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prefopt.model import attention
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import quiet
+from prefopt.model.probe import _examples, one_at_a_time, probe
+from tests.model.conftest import ROWS, TREE, make_model
+from tests.model.test_tree import encoded
+
+LONG = 64
+
+
+def difference(lm: LanguageModel, way: str) -> float:
+    examples = _examples(lm, LONG)
+    truth = one_at_a_time(lm, examples)
+    lm.read_as(way)
+    return float((lm.score(lm.pack(examples)).token - truth).abs().max())
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_the_tree_gives_the_models_own_numbers(name):
+    lm = LanguageModel(make_model(name))
+    with quiet():
+        probe(lm, LONG)
+    assert (lm.way, lm.why) == ("tree", "")
+    assert difference(lm, "tree") < 1e-5
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_no_plain_attention_is_read_in_rows_and_says_why(name):
+    lm = LanguageModel(make_model(name))
+    with quiet():
+        probe(lm, LONG)
+    assert lm.way == "rows"
+    assert "one sequence per row" in lm.why
+    assert difference(lm, "rows") < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_a_plain_causal_mask_is_off_by_nats(name, monkeypatch):
+    """The control: were the tree read as one text, this is what the tests above would have to see."""
+    honest = attention.Tree.__init__
+    monkeypatch.setattr(attention.Tree, "__init__", lambda self, end: honest(self, torch.full_like(end, len(end))))
+    assert difference(LanguageModel(make_model(name)), "tree") > 0.5
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
+def test_a_window_that_is_not_honoured_is_off_by_nats_and_the_probe_sees_it(name, monkeypatch):
+    honest = attention.tree_attention
+    monkeypatch.setattr(
+        attention, "tree_attention", lambda tree, q, k, v, s, window, cap: honest(tree, q, k, v, s, None, cap)
+    )
+    lm = LanguageModel(make_model(name))
+    with quiet():
+        probe(lm, LONG)
+    assert lm.way == "rows" and "differ by up to" in lm.why
+    assert difference(lm, "tree") > 0.5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_gradients_are_those_of_one_at_a_time(name):
+    model = make_model(name)
+    lm = LanguageModel(model, "tree")
+    examples = _examples(lm, LONG)
+    weights = torch.linspace(-1, 1, 6)
+
+    def gradient(way: str) -> dict[str, torch.Tensor]:
+        lm.read_as(way)
+        model.zero_grad()
+        (lm.logprobs(lm.pack(examples)).sum * weights).sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    tree, rows = gradient("tree"), gradient("logits")
+    assert tree.keys() == rows.keys()
+    for parameter in tree:
+        assert torch.allclose(tree[parameter], rows[parameter], rtol=1e-3, atol=2e-4), parameter
+
+
+def test_chunks_of_the_head_change_nothing(llama, monkeypatch):
+    from prefopt.model import logprobs
+
+    lm = LanguageModel(llama, "tree")
+    batch = lm.pack([encoded(list(range(3, 40)), list(range(5, 90)), list(range(9, 96)))])
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        llama.zero_grad()
+        logps = lm.logprobs(batch).token
+        logps.sum().backward()
+        return logps.detach(), llama.lm_head.weight.grad.clone()
+
+    (whole, whole_gradient) = both()
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", 0)  # the smallest chunk, 128 tokens
+    (chunked, chunked_gradient) = both()
+    assert len(whole) > 128
+    assert torch.allclose(whole, chunked, atol=1e-5)
+    assert torch.allclose(whole_gradient, chunked_gradient, atol=1e-4)
+
+
+def test_activation_checkpointing_keeps_the_tree(llama):
+    lm = LanguageModel(llama, "tree")
+    batch = lm.pack(_examples(lm, LONG))
+
+    def gradient() -> torch.Tensor:
+        llama.zero_grad()
+        lm.logprobs(batch).sum.sum().backward()
+        return llama.model.embed_tokens.weight.grad.clone()
+
+    plain = gradient()
+    llama.train()
+    llama.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.allclose(gradient(), plain, atol=1e-6)
+
+
+def test_generation_still_works_with_our_attention(llama):
+    prompt = torch.tensor([[5, 6, 7]])
+    lm = LanguageModel(llama, "rows")
+    plain = llama.generate(prompt, max_new_tokens=5, do_sample=False)
+    lm.read_as("tree")
+    assert torch.equal(llama.generate(prompt, max_new_tokens=5, do_sample=False), plain)
