@@ -191,7 +191,7 @@ class PlackettLuce(Loss):
 
         ordered = (pairs & (reward[:, :, None] > reward[:, None, :])).sum((1, 2))
         metrics = {
-            "rewards/accuracies": ordered / pairs.sum((1, 2)).clamp(min=1),
+            "rewards/accuracies": ordered.to(reward.dtype) / pairs.sum((1, 2)).clamp(min=1),
             "logps/rejected": against_others(policy.sum[ranking])[1],
         }
         return pair_output(loss, policy, preferences, against_others(reward), **metrics)
