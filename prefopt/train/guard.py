@@ -48,9 +48,9 @@ class Guard:
         log.warning("step %d skipped: loss %g, gradient norm %g (%d in a row)", step, loss, grad_norm, self.in_a_row)
         if self.in_a_row >= self.patience:
             raise RunFailed(
-                f"step {step}: loss {loss:g} and gradient norm {grad_norm:g} are not finite, {self.in_a_row} times in a "
-                "row; the weights are as before the first: lower --learning-rate, lengthen --warmup-steps, or "
-                "check the model and its dtype"
+                f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}, not finite {self.in_a_row} times in a row; "
+                "the weights are as before the first: lower --learning-rate, lengthen --warmup-steps, or check the "
+                "model and its dtype"
             )
         return False
 
