@@ -1,0 +1,171 @@
+"""A layout, the table of them all, and the guess which one some rows have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prefopt.data.formats.columns import BadRow, Kind, type_of
+from prefopt.data.formats.conversation import SCORES, Content, Fields, Turns
+from prefopt.data.read import Row
+from prefopt.errors import UserError
+from prefopt.types import Example, Finding, Response
+
+DEMONSTRATION, UNPAIRED, PREFERENCE = 1, 2, 3  # what a row tells; where two layouts fit, the one that tells more wins
+
+# names under which people keep what we call "prompt"
+PROMPTS = {"prompt", "prompts", "question", "instruction", "input", "inputs", "query", "context", "history", "user"}
+PROMPTS |= {"human", "messages", "conversation", "conversations", "text", "post", "article", "document", "problem"}
+PROMPTS |= {"request", "task", "system"}
+
+
+Convert = Callable[[Fields], Content]
+
+
+def always(row: Fields) -> bool:
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One way to lay out a row.
+
+    ``columns`` must be there, with these types; ``optional`` ones may be. ``guess``: may a row that has
+    them be taken for this layout without being told so?
+
+    >>> answers = LAYOUTS["stackexchange"]
+    >>> answers.read(Row({"question": "2+2?", "response_j": "4", "response_k": "5"}, "a.jsonl:1")).prompt
+    (Message(role='user', content='2+2?'),)
+    >>> str(answers.read(Row({"question": "2+2?", "response_j": None}, "a.jsonl:2")))
+    'a.jsonl:2: "response_j" is null'
+    """
+
+    task: int
+    name: str
+    about: str
+    columns: Mapping[str, Kind]
+    convert: Convert
+    optional: tuple[str, ...] = ()
+    guess: Callable[[Fields], bool] = always
+
+    def fits(self, row: Fields) -> bool:
+        return all(name in row and kind.holds(row[name]) for name, kind in self.columns.items())
+
+    def may_be(self, row: Fields) -> bool:
+        return self.fits(row) and self.guess(row)
+
+    def unread(self, row: Fields) -> list[str]:
+        """The columns that this layout does not look at."""
+        known = {*self.columns, *self.optional}
+        known |= {form.format(side) for form in SCORES for side in ("chosen", "rejected")}
+        return [name for name in row if name not in known]
+
+    def read(self, row: Row) -> Example | Finding:
+        """The row as an Example, or what is wrong with it."""
+        try:
+            for name, kind in self.columns.items():
+                self._expect(row.fields, name, kind)
+            prompt, responses = self.convert(row.fields)
+            for text in strings(prompt, responses):
+                text.encode()
+        except BadRow as bad:
+            return Finding(row.source, bad.kind, str(bad))
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            return Finding(row.source, "encoding", f"the text holds {half}, half a character")
+        return Example(prompt, responses, row.source)
+
+    def _expect(self, row: Fields, name: str, kind: Kind) -> None:
+        if name not in row:
+            close = difflib.get_close_matches(name, set(row) - set(self.columns), n=1)
+            raise BadRow("missing", f'no "{name}"' + (f' (did you mean "{close[0]}"?)' if close else ""))
+        if row[name] is None:
+            raise BadRow("null", f'"{name}" is null')
+        if not kind.holds(row[name]):
+            raise BadRow("type", f'"{name}" is {type_of(row[name])}, not {kind.name}')
+
+
+LAYOUTS: dict[str, Layout] = {}
+
+
+def _definer(task: int) -> Callable[..., Callable[[Convert], Convert]]:
+    def define(
+        name: str, about: str, *, optional: str = "", guess: Callable[[Fields], bool] = always, **columns: Kind
+    ) -> Callable[[Convert], Convert]:
+        def register(convert: Convert) -> Convert:
+            assert name not in LAYOUTS, name
+            LAYOUTS[name] = Layout(task, name, about, columns, convert, tuple(optional.split()), guess)
+            return convert
+
+        return register
+
+    return define
+
+
+# decorators of a function row -> (prompt, responses): what it is called, what it is, the types of its columns
+preference = _definer(PREFERENCE)
+unpaired = _definer(UNPAIRED)
+demonstration = _definer(DEMONSTRATION)
+
+
+def strings(prompt: str | Turns, responses: Iterable[Response]) -> Iterable[str]:
+    for content in (prompt, *(response.content for response in responses)):
+        yield from (content,) if isinstance(content, str) else (turn.content for turn in content)
+
+
+def named(name: str) -> Layout:
+    """The layout of that name; UserError with the nearest otherwise."""
+    if name not in LAYOUTS:
+        close = difflib.get_close_matches(name, LAYOUTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(LAYOUTS)}"
+        raise UserError(f"there is no format {name}; {hint}")
+    return LAYOUTS[name]
+
+
+def detect(rows: Sequence[Row], name: str) -> Layout:
+    """The layout that at least half of the rows fit: the one that tells most, with the most columns.
+
+    UserError, naming the columns and the way out, when none does or two fit equally.
+
+    >>> detect([Row({"question": "2+2?", "response_j": "4", "response_k": "5"}, "a.jsonl:1")], "a.jsonl").name
+    'stackexchange'
+    """
+    fitting = [one for one in LAYOUTS.values() if 2 * sum(one.may_be(row.fields) for row in rows) >= len(rows)]
+    if not fitting:
+        raise UserError(f"{name}: {_no_layout(rows)}")
+    most = max((one.task, len(one.columns)) for one in fitting)
+    best = [one for one in fitting if (one.task, len(one.columns)) == most]
+    if len(best) > 1:
+        choices = " or ".join(f"--format {one.name} ({one.about})" for one in best)
+        raise UserError(f"{name}: the rows fit {len(best)} layouts equally; say {choices}")
+    return best[0]
+
+
+def _no_layout(rows: Sequence[Row]) -> str:
+    """What the columns are, and what they might have been meant to be."""
+    columns = {column: value for row in reversed(rows) for column, value in row.fields.items()}
+    found = ", ".join(f'"{column}" ({type_of(value)})' for column, value in columns.items())
+    parts = [f"no layout fits its columns {found}"]
+    if meant := _renamed(columns):
+        parts.append('column "{}": did you mean "{}"? Then rename it'.format(*meant))
+    told = [one for one in LAYOUTS.values() if one.fits(columns) and one.name != "preference-implicit"]
+    if told:
+        parts.append("or say " + " or ".join(f"--format {one.name} ({one.about})" for one in told))
+    if len(parts) == 1:
+        parts.append(f"rename them to prompt, chosen and rejected, or say --format with one of {', '.join(LAYOUTS)}")
+    return "; ".join(parts)
+
+
+def _renamed(columns: Fields) -> tuple[str, str] | None:
+    """(column, the name that it should have), where one layout lacks a single column that another could be."""
+    for one in sorted(LAYOUTS.values(), key=lambda one: (-one.task, -len(one.columns))):
+        missing = [name for name in one.columns if name not in columns]
+        spare = [c for c in columns if c not in one.columns]
+        if len(missing) == 1 and len(one.columns) > 1:
+            close = [c for c in spare if missing == ["prompt"] and c.lower() in PROMPTS]
+            close += difflib.get_close_matches(missing[0], spare, n=1, cutoff=0.75)
+            close = [c for c in close if one.fits({**columns, missing[0]: columns[c]})]
+            if close:
+                return close[0], missing[0]
+    return None

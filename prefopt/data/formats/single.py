@@ -1,0 +1,119 @@
+"""Layouts of one response: desirable or not (KTO), or a demonstration (SFT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefopt.data.formats.columns import ANSWER, LABEL, MESSAGES, TEXT, truth
+from prefopt.data.formats.conversation import Content, Fields, Turns, alpaca, answer, last_turn, turns, with_system
+from prefopt.data.formats.layout import demonstration, unpaired
+from prefopt.types import Response
+
+
+def desirable(value: Any) -> float:
+    return 1.0 if truth(value) else 0.0
+
+
+def judged(prompt: str | Turns, response: Any, column: str, label: Any) -> Content:
+    return prompt, (Response(response if isinstance(prompt, str) else answer(response, column), desirable(label)),)
+
+
+@unpaired(
+    "kto",
+    "TRL: prompt, completion as text, used as it is, and label",
+    prompt=TEXT,
+    completion=TEXT,
+    label=LABEL,
+)
+def _(row: Fields) -> Content:
+    return judged(row["prompt"], row["completion"], "completion", row["label"])
+
+
+@unpaired(
+    "kto-chat",
+    "TRL: prompt as messages, completion the answer, and label",
+    prompt=MESSAGES,
+    completion=ANSWER,
+    label=LABEL,
+)
+def _(row: Fields) -> Content:
+    return judged(turns(row["prompt"], "prompt"), row["completion"], "completion", row["label"])
+
+
+@unpaired("kto-messages", "LLaMA-Factory, ms-swift: messages and label", messages=MESSAGES, label=LABEL)
+def _(row: Fields) -> Content:
+    return last_turn(turns(row["messages"], "messages"), "messages", desirable(row["label"]))
+
+
+@unpaired(
+    "kto-sharegpt",
+    "LLaMA-Factory: conversations and kto_tag",
+    optional="system",
+    conversations=MESSAGES,
+    kto_tag=LABEL,
+)
+def _(row: Fields) -> Content:
+    return last_turn(with_system(row, "conversations"), "conversations", desirable(row["kto_tag"]))
+
+
+@unpaired(
+    "kto-alpaca",
+    "LLaMA-Factory: instruction, input, output, kto_tag",
+    optional="input system history",
+    instruction=TEXT,
+    output=TEXT,
+    kto_tag=LABEL,
+)
+def _(row: Fields) -> Content:
+    return judged(alpaca(row), row["output"], "output", row["kto_tag"])
+
+
+@unpaired("halos", "HALOs: prompt, output and label", prompt=MESSAGES, output=ANSWER, label=LABEL)
+def _(row: Fields) -> Content:
+    return judged(turns(row["prompt"], "prompt"), row["output"], "output", row["label"])
+
+
+@demonstration(
+    "prompt-completion",
+    "TRL: prompt and completion as text, used as it is",
+    prompt=TEXT,
+    completion=TEXT,
+)
+def _(row: Fields) -> Content:
+    return row["prompt"], (Response(row["completion"]),)
+
+
+@demonstration(
+    "prompt-completion-chat",
+    "TRL: prompt as messages, completion the answer",
+    prompt=MESSAGES,
+    completion=ANSWER,
+)
+def _(row: Fields) -> Content:
+    return turns(row["prompt"], "prompt"), (Response(answer(row["completion"], "completion")),)
+
+
+@demonstration("messages", "a conversation; its last turn is the response", messages=MESSAGES)
+def _(row: Fields) -> Content:
+    return last_turn(turns(row["messages"], "messages"), "messages")
+
+
+@demonstration("sharegpt", "a conversation in the column conversations", optional="system", conversations=MESSAGES)
+def _(row: Fields) -> Content:
+    return last_turn(with_system(row, "conversations"), "conversations")
+
+
+@demonstration(
+    "alpaca",
+    "instruction, input, output",
+    optional="input system history",
+    instruction=TEXT,
+    output=TEXT,
+)
+def _(row: Fields) -> Content:
+    return alpaca(row), (Response(answer(row["output"], "output")),)
+
+
+@demonstration("text", "plain text, all of it to be learned", text=TEXT)
+def _(row: Fields) -> Content:
+    return "", (Response(row["text"]),)

@@ -1,0 +1,115 @@
+"""Several sources, each with its layout and its weight, as one list of examples.
+
+    load(["prefs.jsonl", "more/*.parquet=2"]) -> Loaded(examples, weights, findings, rows, sources)
+
+``open_source`` reads no more than the first rows; iterating over a Source streams the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefopt.data.formats import Layout, detect, named
+from prefopt.data.read import read_rows
+from prefopt.errors import UserError
+from prefopt.types import Example, Finding, Message
+
+HEAD = 100  # rows that the layout is guessed from
+
+
+@dataclass(frozen=True)
+class Source:
+    """One ``--data``: what it is named, how its rows are laid out, and how often they count per epoch.
+
+    ``guessed``: the layout was told from the rows, not by the user. ``sample``: the first row that could
+    be read, None if there is none among the first. ``unread``: columns that the layout does not look at.
+    Iterating streams an Example, or the Finding that there is in its place, for every row.
+    """
+
+    name: str
+    weight: float
+    layout: Layout
+    guessed: bool
+    sample: Example | None
+    unread: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Example | Finding]:
+        return map(self.layout.read, read_rows(self.name))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All sources, read. ``weights[i]`` says how often ``examples[i]`` counts per epoch, e.g. 2 or 0.5."""
+
+    examples: list[Example]
+    weights: list[float]
+    findings: list[Finding]
+    rows: int
+    sources: tuple[Source, ...]
+
+
+def load(specs: Sequence[str], format: str | None = None) -> Loaded:
+    """Read every source whole. UserError when one of them yields no example at all."""
+    sources = tuple(open_source(spec, format) for spec in specs)
+    loaded = Loaded([], [], [], 0, sources)
+    rows = 0
+    for source in sources:
+        before = len(loaded.examples)
+        for item in source:
+            rows += 1
+            if isinstance(item, Finding):
+                loaded.findings.append(item)
+            else:
+                loaded.examples.append(item)
+                loaded.weights.append(source.weight)
+        if len(loaded.examples) == before:
+            raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {loaded.findings[-1]}")
+    return Loaded(loaded.examples, loaded.weights, loaded.findings, rows, sources)
+
+
+def open_source(spec: str, format: str | None = None) -> Source:
+    """Look at the first rows of ``NAME`` or ``NAME=WEIGHT``, and settle the layout."""
+    name, weight = split_weight(spec)
+    head = list(itertools.islice(read_rows(name), HEAD))
+    layout = named(format) if format else detect(head, name)
+    read = map(layout.read, head)
+    sample = next((item for item in read if isinstance(item, Example)), None)
+    unread = dict.fromkeys(column for row in head for column in layout.unread(row.fields))
+    return Source(name, weight, layout, format is None, sample, tuple(unread))
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """
+    >>> split_weight("prefs.jsonl=0.5"), split_weight("prefs.jsonl")
+    (('prefs.jsonl', 0.5), ('prefs.jsonl', 1.0))
+    """
+    name, equals, number = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return spec, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"--data {spec}: the weight must be a number above 0, as in {name}=2")
+    return name, weight
+
+
+def show(example: Example) -> str:
+    """An example as plain text for a person to look at.
+
+    >>> print(show(Example((Message("user", "2+2?"),), ((Message("assistant", "4"),),))))  # doctest: +SKIP
+    """
+
+    def text(content: str | tuple[Message, ...]) -> str:
+        return content if isinstance(content, str) else "\n".join(f"<{turn.role}> {turn.content}" for turn in content)
+
+    parts = [f"--- {example.source} · prompt", text(example.prompt)]
+    for response in example.responses:
+        score = "" if response.score is None else f" · score {response.score:g}"
+        parts += [f"--- response{score}", text(response.content)]
+    return "\n".join(parts)

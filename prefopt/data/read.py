@@ -1,0 +1,378 @@
+"""Rows from files and from the hub, one at a time, each knowing where it came from.
+
+    read_rows("prefs.jsonl") -> Row({"prompt": ..., ...}, "prefs.jsonl:1"), ...
+
+Nothing is held but the row in hand: a line or an array element beyond MAX_ROW is refused before it
+is loaded. What a row means is not decided here but in ``formats``. A file that is broken as a file
+(JSON syntax, UTF-8, gzip, cells) raises UserError with its line; a row that merely does not fit a
+layout is that module's Finding.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import glob
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
+
+from prefopt.errors import UserError
+
+MAX_ROW = 64 * 2**20  # bytes of a line, characters of an array element
+CHUNK = 2**20
+SPLITS = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+BOOKKEEPING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of datasets, no rows
+
+
+class Row(NamedTuple):
+    """One row as it was written, and its place.
+
+    >>> Row({"text": "Hi"}, "prefs.jsonl:12").source
+    'prefs.jsonl:12'
+    """
+
+    fields: dict[str, Any]
+    source: str
+
+
+def read_rows(spec: str) -> Iterator[Row]:
+    """The rows of a file, a glob, a folder (``folder:split``) or a hub data set (``owner/name/config:split``).
+
+    Streams: JSONL, JSON (an array of objects, or an object around one), CSV, TSV, Parquet, and gzip of
+    those. UserError, before or while reading, when there is nothing to read or it is broken.
+    """
+    files = find_files(spec)
+    if files is None:
+        return _hub_rows(spec)
+    return itertools.chain.from_iterable(map(_file_rows, files))
+
+
+# ---------------------------------------------------------------- what a name stands for
+
+
+def find_files(spec: str) -> list[Path] | None:
+    """The files that ``spec`` names, sorted; None when it can only be a name on the hub."""
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _in_folder(path, split=None)
+    folder, colon, split = spec.rpartition(":")
+    if colon and Path(folder).is_dir():
+        return _in_folder(Path(folder), split)
+    if glob.has_magic(spec):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not found:
+            raise UserError(f"no file matches {spec}")
+        return found
+    if _kind(path) or not HUB_NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
+        raise UserError(f"there is no file {spec}{_nearest(path)}")
+    return None
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and _kind(f) and f.name not in BOOKKEEPING)
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    if not files:
+        raise UserError(f"the folder {folder} holds no data files ({', '.join(READERS)}, or those with .gz)")
+    splits = {f: _split_of(f.relative_to(folder)) for f in files}
+    if split is not None:
+        files = [f for f in files if splits[f] == split]
+        if not files:
+            raise UserError(f'the folder {folder} has no files for the split "{split}"')
+    elif len(set(splits.values()) - {None}) > 1:  # training on the test files must be a decision
+        names = sorted({name for name in splits.values() if name})
+        raise UserError(
+            f"the folder {folder} holds the splits {', '.join(names)}: choose one, as in {folder}:{names[-1]}"
+        )
+    return files
+
+
+def _split_of(path: Path) -> str | None:
+    found = (SPLITS.match(part) for part in reversed(path.parts))
+    return next((match[1].lower() for match in found if match), None)
+
+
+def _kind(path: Path) -> str | None:
+    """The suffix that says how to read the file: ".jsonl" for both a.jsonl and a.jsonl.gz."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in READERS else None
+
+
+def _nearest(path: Path) -> str:
+    names = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+# ---------------------------------------------------------------- one file
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    kind = _kind(path)
+    if kind is None:
+        raise UserError(
+            f"cannot tell from its name what {path} holds: it should end in {', '.join(READERS)}, or in .gz after those"
+        )
+    count = 0
+    try:
+        with open(path, "rb") as file:
+            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+            stream: IO[bytes] = gzip.open(file) if zipped else file  # type: ignore[assignment]  # noqa: SIM115
+            for row in READERS[kind](stream, str(path)):
+                count += 1
+                yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the gzip file is damaged after row {count} ({error})") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not count:
+        raise UserError(f"{path} is empty: it holds no rows")
+
+
+def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    for number in itertools.count(1):
+        raw = stream.readline(MAX_ROW + 1)
+        if not raw:
+            return
+        if len(raw) > MAX_ROW:
+            raise UserError(f"{name}:{number}: the line is longer than {_size(MAX_ROW)}; is this one row per line?")
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            _not_utf8(name, number, error)
+
+
+def _not_utf8(name: str, line: int, error: UnicodeDecodeError) -> NoReturn:
+    byte = error.object[error.start]
+    raise UserError(f"{name}:{line}: this is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from error
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20} MB" if count >= 2**20 else f"{count:,} bytes"
+
+
+def _json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
+    for number, line in _lines(stream, name):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{name}:{number}:{error.pos + 1}: bad JSON: {error.msg}") from error
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+                raise UserError(f"{name}:{number}: bad JSON: {error}") from error
+            yield Row(_object(value, f"{name}:{number}"), f"{name}:{number}")
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: a row must be a JSON object, not {json.dumps(value)[:40]}")
+    return value
+
+
+def _jsonl(stream: IO[bytes], name: str) -> Iterator[Row]:
+    """One object per line, or an array that is named as if it were that."""
+    return (_json_array if _head(stream).startswith(b"[") else _json_lines)(stream, name)
+
+
+def _json(stream: IO[bytes], name: str) -> Iterator[Row]:
+    """An array, an object around one, or, as in many a .json, one object per line."""
+    head = _head(stream)
+    if head.startswith(b"["):
+        return _json_array(stream, name)
+    first, second = stream.readline(MAX_ROW + 1), stream.readline(MAX_ROW + 1)
+    stream.seek(0)
+    if not head.startswith(b"{") or (second.strip() and first.rstrip().endswith(b"}")):
+        return _json_lines(stream, name)
+    return _json_object(stream, name)
+
+
+def _head(stream: IO[bytes]) -> bytes:
+    return stream.peek(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()  # type: ignore[attr-defined]
+
+
+def _json_object(stream: IO[bytes], name: str) -> Iterator[Row]:
+    text = _Window(stream, name)
+    text.peek()
+    value = text.value()
+    text.expect_end()
+    lists = [v for v in value.values() if isinstance(v, list) and all(isinstance(item, dict) for item in v)]
+    if len(lists) != 1:
+        yield Row(value, f"{name}:1")
+        return
+    for number, fields in enumerate(lists[0], 1):
+        yield Row(fields, f"{name}:row {number}")
+
+
+def _json_array(stream: IO[bytes], name: str) -> Iterator[Row]:
+    text = _Window(stream, name)
+    text.take("[")
+    if text.peek() != "]":
+        for number in itertools.count(1):
+            text.peek()
+            place = f"{name}:row {number}"
+            yield Row(_object(text.value(), place), place)
+            if text.peek() != ",":
+                break
+            text.take(",")
+    text.take("]")
+    text.expect_end()
+
+
+class _Window:
+    """A bounded view on a long JSON text: decoded when needed, forgotten when read.
+
+    ``text[at:]`` waits to be read; ``line`` and ``column``, from 1, are those of ``text[0]``.
+    """
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self.stream, self.name = stream, name
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.line, self.column = "", 0, 1, 1
+
+    def more(self) -> bool:
+        """Read as much again as is waiting, so that the work stays linear; False at the end."""
+        self.line, self.column = self.place(self.at)
+        self.text, self.at = self.text[self.at :], 0
+        raw = self.stream.read(max(CHUNK, len(self.text)))
+        try:
+            self.text += self.decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            line = self.place(len(self.text))[0] + error.object.count(b"\n", 0, error.start)
+            _not_utf8(self.name, line, error)
+        return bool(raw)
+
+    def place(self, at: int) -> tuple[int, int]:
+        newlines = self.text.count("\n", 0, at)
+        column = at - self.text.rfind("\n", 0, at) if newlines else self.column + at
+        return self.line + newlines, column
+
+    def fail(self, at: int, what: str) -> NoReturn:
+        line, column = self.place(at)
+        raise UserError(f"{self.name}:{line}:{column}: bad JSON: {what}")
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            while self.at < len(self.text):
+                if self.text[self.at] not in " \t\n\r":
+                    return self.text[self.at]
+                self.at += 1
+            if not self.more():
+                return ""
+
+    def take(self, mark: str) -> None:
+        if self.peek() != mark:
+            self.fail(self.at, f"expected '{mark}'")
+        self.at += 1
+
+    def expect_end(self) -> None:
+        if self.peek():
+            self.fail(self.at, "something follows the end")
+
+    def value(self) -> Any:
+        while True:
+            try:
+                value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
+                return value
+            except json.JSONDecodeError as error:
+                # a value cut off by the window's edge fails there, or as a string left open; else it is wrong
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 32
+                if cut and len(self.text) - self.at > MAX_ROW:
+                    line, _ = self.place(self.at)
+                    raise UserError(f"{self.name}:{line}: a row is longer than {_size(MAX_ROW)}") from error
+                offset = error.pos - self.at
+                if not (cut and self.more()):
+                    self.fail(self.at + offset, error.msg)
+            except (ValueError, RecursionError) as error:
+                self.fail(self.at, str(error))
+
+
+def _csv(stream: IO[bytes], name: str) -> Iterator[Row]:
+    return _cells(stream, name, ",")
+
+
+def _tsv(stream: IO[bytes], name: str) -> Iterator[Row]:
+    return _cells(stream, name, "\t")
+
+
+def _cells(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_ROW)  # of the module, whose default of 128 KB is below a long answer
+    reader = csv.reader((line for _, line in _lines(stream, name)), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise UserError(f"{name}:{line}: two columns have the same name")
+            elif cells:
+                if len(cells) != len(header):
+                    raise UserError(f"{name}:{line}: {len(cells)} cells, but the header has {len(header)}")
+                yield Row(dict(zip(header, cells, strict=True)), f"{name}:{line}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{name}:{line}: bad cells: {error}") from error
+
+
+def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = pq.ParquetFile(stream).iter_batches(batch_size=64)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, fields in enumerate(rows, 1):
+            yield Row(fields, f"{name}:row {number}")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} is not a sound Parquet file: {_first_line(error)}") from error
+
+
+READERS: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
+
+
+# ---------------------------------------------------------------- the hub
+
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+
+
+def _hub_rows(spec: str) -> Iterator[Row]:
+    name = HUB_NAME.fullmatch(spec)
+    assert name, "find_files lets only such names through"
+    for number, fields in enumerate(_hub_split(spec, **name.groupdict()), 1):
+        yield Row(dict(fields), f"{spec}:row {number}")
+
+
+def _hub_split(spec: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:
+    """The rows of one split: the one named, else "train", else the only one."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(name, config, streaming=True)
+    except Exception as error:  # its kinds are many: no such name, no network, no access, a script
+        raise UserError(
+            f"{spec} is no file here{_nearest(Path(spec))}, and the hub does not give it: {_first_line(error)}"
+        ) from error
+    wanted = split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
+    if wanted not in splits:
+        raise UserError(f'{spec} has no split "{wanted}"; say {name}:SPLIT with one of {", ".join(splits)}')
+    return splits[wanted]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
