@@ -1,0 +1,286 @@
+"""What a person sees while work goes on: a live bar on a terminal, a few plain lines elsewhere.
+
+Everything goes to stderr, so that stdout holds results only. Text from data or models is printed as text:
+no markup in it is obeyed and no control character reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from prefopt.train.metrics import peak_memory
+
+LINES_BY_SHARE = 10
+"""plain lines for the steps of a run: one every tenth of it,"""
+LINE_SECONDS = 30.0
+"""and one after so long a silence,"""
+SILENCE_GROWS = 1 / 20
+"""or after this share of the time passed: a run of ten hours gets about a hundred lines, not a thousand"""
+
+
+class Figure(NamedTuple):
+    """How a metric is shown: its short name, its number in about ``width`` letters, whether it stands below the bar."""
+
+    short: str
+    text: Callable[[float], str]
+    width: int
+    live: bool = True
+
+
+FIGURES = {
+    "loss": Figure("loss", "{:.4f}".format, 7),
+    "rewards/accuracies": Figure("accuracy", "{:.3f}".format, 5),
+    "rewards/margins": Figure("margin", "{:+.3f}".format, 7),
+    "kl": Figure("kl", "{:.2f}".format, 6),
+    "grad_norm": Figure("grad_norm", "{:.3g}".format, 8, live=False),
+    "learning_rate": Figure("lr", "{:.2e}".format, 8, live=False),
+    "tokens_per_second": Figure("tokens/s", "{:,.0f}".format, 7),
+}
+
+
+class Display:
+    """Progress, evaluations, notes and warnings of one piece of work; the same calls on a terminal and without.
+
+    ``start``: steps that a resumed run has already done. ``terminal=None`` finds out.
+
+    >>> with Display(2, "train", terminal=False, file=sys.stdout, clock=lambda: 0.0, memory=lambda: 2_000_000_000) as d:
+    ...     d.step(1, {"loss": 0.6931, "rewards/accuracies": 0.5})
+    ...     d.evaluation(1, {"loss": 0.7})
+    ...     d.step(2, {"loss": 0.6, "rewards/accuracies": 0.75})
+    train  2 steps
+    train  step 1/2  loss  0.6931  accuracy 0.500  memory 2.0 GB  left ?
+    eval   step 1/2  loss  0.7000
+    train  step 2/2  loss  0.6000  accuracy 0.750  memory 2.0 GB  left 0:00
+    train  done: 2 steps in 0:00
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        what: str,
+        terminal: bool | None = None,
+        start: int = 0,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] = peak_memory,
+    ) -> None:
+        file = sys.stderr if file is None else file
+        if terminal is None:
+            terminal = file.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.total, self.what, self.terminal = total_steps, printable(what), terminal
+        self._start = self._step = start
+        self._first: tuple[int, float] | None = None  # the first step seen, and when
+        self._clock, self._memory = clock, memory
+        # soft_wrap: a plain line is one line, however narrow the reader's window is taken to be.
+        self._console = Console(file=file, force_terminal=terminal, highlight=False, soft_wrap=not terminal)
+        self._began = clock()
+        self._lines = Pacing(self._began)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            _Pace(clock),
+            console=self._console,
+            expand=True,
+            get_time=clock,
+        )
+        self._figures = Text(no_wrap=True, overflow="ellipsis")
+        self._warnings = _ToDisplay(self)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        logging.getLogger("prefopt").addHandler(self._warnings)
+        resumed = f", from step {self._start}" if self._start else ""
+        if self.total:
+            self._line(self.what, f"{self.total:,} steps{resumed}")
+            self._bar = self._bars.add_task(
+                self.what, total=self.total, completed=self._start, first=(self._start, self._began)
+            )
+        if self.terminal:
+            # stdout is left alone where it leads to a file: what is printed there is a result.
+            self._live = Live(
+                Group(self._bars, self._figures),
+                console=self._console,
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        logging.getLogger("prefopt").removeHandler(self._warnings)
+        if self._live:
+            self._live.stop()
+            self._live = None
+        if self.total:
+            end = "done" if self._step == self.total and kind is None else f"stopped at step {self._step:,}"
+            done = self._step - self._start
+            self._line(self.what, f"{end}: {done:,} steps in {duration(self._clock() - self._began)}")
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """``step`` steps are done; ``values`` are the last one's metrics."""
+        self._step, now = step, self._clock()
+        self._first = self._first or (step, now)
+        done = (step - self._start) / max(1, self.total - self._start)
+        if self.terminal:
+            self._bars.update(self._bar, completed=step, first=self._first)
+            self._figures.plain = "  " + _row(values, live=True) + f"  memory {size(self._memory())}"
+        elif self._lines.due(now, done) or step == self.total:
+            left = _left(step, self.total, now, self._first)
+            self._line(self.what, f"{self._at(step)}  {_row(values)}  memory {size(self._memory())}  left {left}")
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Held-out figures; the line stays."""
+        self._line("eval", f"{self._at(step)}  {_row(values)}", "bold cyan")
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(printable(text)))
+
+    def warn(self, text: str) -> None:
+        self._console.print(Text("warning: " + printable(text), style="yellow"))
+
+    @contextmanager
+    def pass_(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """One pass over ``total`` things; call what it yields with how many more are done.
+
+        One that took less than a second leaves no line behind.
+
+        >>> now = 0.0
+        >>> with Display(0, "train", terminal=False, file=sys.stdout, clock=lambda: now) as d:
+        ...     with d.pass_("reference log-probs", 100) as advance:
+        ...         now = 40.0
+        ...         advance(100)
+        reference log-probs  100 done in 0:40, 2.5/s
+        """
+        name, began, done = printable(name), self._clock(), 0
+        lines = Pacing(began, shares=None)
+        bar = self._bars.add_task(name, total=total, first=(0, began))
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self._bars.update(bar, completed=done)
+            now = self._clock()
+            if not self.terminal and lines.due(now, 0) and done < total:
+                self._line(name, f"{done:,}/{total:,}  left {_left(done, total, now, (0, began))}")
+
+        try:
+            yield advance
+        finally:
+            self._bars.remove_task(bar)
+            seconds = self._clock() - began
+            if seconds >= 1:
+                share = f"{done:,} done" if done == total else f"{done:,} of {total:,} done"
+                self._line(name, f"{share} in {duration(seconds)}, {done / seconds:,.1f}/s")
+
+    def _at(self, step: int) -> str:
+        return f"step {step:>{len(str(self.total))}}/{self.total}"
+
+    def _line(self, kind: str, text: str, style: str = "bold") -> None:
+        """Columns start at the same place, whether the line is of training or of an evaluation."""
+        self._console.print(Text.assemble((f"{kind:<{max(4, len(self.what))}}", style), "  ", text))
+
+
+class _ToDisplay(logging.Handler):
+    """Warnings that the package logs while a display is open go through it, above the bar."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.warn(record.getMessage())
+
+
+class Pacing:
+    """When the next plain line is due: often enough to be company, too seldom to be a flood."""
+
+    def __init__(self, began: float, shares: int | None = LINES_BY_SHARE) -> None:
+        self._began = self._last = began
+        self._shares, self._printed = shares, 0
+
+    def due(self, now: float, done: float) -> bool:
+        """``done`` in [0, 1]. True at each tenth of the work, or after too long a silence."""
+        share = int(done * self._shares + 1e-9) if self._shares else 0
+        silence = max(LINE_SECONDS, (now - self._began) * SILENCE_GROWS)
+        if share <= self._printed and now - self._last < silence:
+            return False
+        self._last, self._printed = now, max(share, self._printed)
+        return True
+
+
+class _Pace(ProgressColumn):
+    """How many a second, and the time left at that rate."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        assert task.total is not None
+        done, now, first = task.completed, self._clock(), task.fields["first"]
+        rate = f"{(done - first[0]) / (now - first[1]):,.1f}/s  " if done > first[0] and now > first[1] else ""
+        return Text(f"{rate}{_left(done, task.total, now, first)} left")
+
+
+def _left(done: float, total: float, now: float, first: tuple[float, float]) -> str:
+    """The time that the rest takes, at the rate since ``first`` = (done then, when)."""
+    before, began = first
+    return duration((now - began) * (total - done) / (done - before)) if done > before else "?"
+
+
+def _row(values: Mapping[str, float], live: bool = False) -> str:
+    """The figures that there are, as ``key value`` pairs; padded, so that rows align. ``live``: the bar's.
+
+    >>> _row({"loss": 0.5, "rewards/chosen": 3.0, "rewards/margins": 1.25, "grad_norm": 2.0}, live=True)
+    'loss  0.5000  margin  +1.250'
+    """
+    shown = [(figure, values[name]) for name, figure in FIGURES.items() if name in values and (figure.live or not live)]
+    return "  ".join(f"{figure.short} {figure.text(value):>{figure.width}}" for figure, value in shown)
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(59.6), duration(3600 * 26 + 61)
+    ('1:00', '26:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(1_940_000_000), size(512_000)
+    ('1.9 GB', '0.5 MB')
+    """
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.{0 if count >= 1e7 else 1}f} MB"
+
+
+def printable(text: str) -> str:
+    r"""``text`` with what would steer a terminal made visible: control and bidirectional characters, lone surrogates.
+
+    >>> printable("a\x1b[31mb\tc\nd")
+    'a\\x1b[31mb\tc\nd'
+    """
+    return "".join(c if c in "\n\t" or not _steers(c) else ascii(c)[1:-1] for c in text)
+
+
+_BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL
