@@ -1,0 +1,365 @@
+"""From examples to token ids: one boundary rule, one policy for what is too long, and an account of both.
+
+``Encoder`` renders (see render.py), tokenizes in big batches, and cuts. What it dropped, cut or found
+odd is counted and named by source before anything is trained on.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from tokenizers import AddedToken, Tokenizer
+
+from prefopt.data import cache
+from prefopt.data.render import (
+    PLAIN_TEMPLATE,
+    Controls,
+    Rendered,
+    Renderer,
+    Segment,
+    Unusable,
+    control_tokens,
+)
+from prefopt.errors import UserError
+from prefopt.types import Encoded, Example, Finding, Message
+
+Overlong = Literal["drop", "cut-prompt", "cut-response"]
+TrainOn = Literal["last-assistant", "all-assistant"]
+
+
+@dataclass(slots=True)
+class EncodedData:
+    """Examples ready to be planned, and what became of the others.
+
+    ``counts``: examples given and kept, and how many were touched for each reason. ``findings`` name the
+    source of each. ``notes`` hold for the whole data set.
+    """
+
+    examples: list[Encoded] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Draft:
+    """Token ids of one example before anything is cut: prompt [L], per response ids and scored [L_r]."""
+
+    index: int
+    prompt: np.ndarray
+    responses: list[np.ndarray]
+    scored: list[np.ndarray]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with its longest response."""
+        return len(self.prompt) + max(len(r) for r in self.responses)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a policy makes of one example: a draft that fits, or None; and how many responses lost their end."""
+
+    draft: Draft | None
+    ends_lost: int = 0
+
+
+def fit(draft: Draft, max_length: int | None, policy: Overlong, head: int = 0) -> Fit:
+    """Applies the policy for over-long examples to one draft; ``head`` prompt tokens (BOS) are always kept.
+
+    >>> long = Draft(0, np.arange(6), [np.arange(3), np.arange(2)], [np.ones(3, bool), np.ones(2, bool)])
+    >>> fit(long, 8, "drop").draft is None
+    True
+    >>> fit(long, 8, "cut-prompt", head=1).draft.prompt.tolist()
+    [0, 2, 3, 4, 5]
+    >>> cut = fit(long, 8, "cut-response")
+    >>> [len(r) for r in cut.draft.responses], cut.ends_lost
+    ([2, 2], 1)
+    """
+    if max_length is None or draft.length <= max_length:
+        return Fit(draft)
+    if policy == "cut-prompt":
+        room = max_length - (draft.length - len(draft.prompt)) - head
+        if room < 1:  # the response alone is too long
+            return Fit(None)
+        prompt = np.concatenate([draft.prompt[:head], draft.prompt[-room:]])
+        return Fit(Draft(draft.index, prompt, draft.responses, draft.scored))
+    if policy == "cut-response":
+        room = max_length - len(draft.prompt)
+        if room < 1:
+            return Fit(None)
+        lost = sum(len(r) > room for r in draft.responses)
+        responses, scored = [r[:room] for r in draft.responses], [s[:room] for s in draft.scored]
+        return Fit(Draft(draft.index, draft.prompt, responses, scored), lost)
+    return Fit(None)
+
+
+class Tokens:
+    """The fast tokenizer with stand-in characters: text in, ids out, and only a stand-in becomes a control token."""
+
+    def __init__(self, tokenizer: Any, controls: Controls):
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        backend.add_tokens(
+            [AddedToken(controls.chars[t.content], special=False, **t.flags) for t in controls.tokens]
+            + [AddedToken(controls.gap, special=False, normalized=False)]
+        )
+        self.backend, self.controls = backend, controls
+        (self.gap,) = self._ids(controls.gap)
+        self.real = np.arange(self.gap + 1, dtype=np.int32)
+        self.forbidden = np.zeros(self.gap + 1, bool)
+        for token in controls.tokens:
+            self.real[self._ids(controls.chars[token.content])[-1]] = token.id
+            self.forbidden[token.id] = token.content != tokenizer.unk_token
+        self.anchors = self._find_anchors(tokenizer.unk_token_id)
+
+    def _find_anchors(self, unknown: int | None) -> list[str]:
+        """Some tokenizers begin every text with a space of their own; behind an anchor they do not.
+
+        An anchor is text whose tokens stay the same whatever follows. Empty: none is needed.
+        """
+        probe = "x"
+        found = []
+        for anchor in "\n\ufdd0" + string.punctuation:
+            alone, joint = self._ids(anchor), self._ids(anchor + probe)
+            if len(alone) and unknown not in alone and np.array_equal(joint[: len(alone)], alone):
+                found.append(anchor)
+        if not found or np.array_equal(self._ids(found[0] + probe)[len(self._ids(found[0])) :], self._ids(probe)):
+            return []
+        return found
+
+    def _ids(self, text: str) -> np.ndarray:
+        return np.array(self.backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of texts that begin at the beginning."""
+        made = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._checked(text, np.array(e.ids, np.int32)) for text, e in zip(texts, made, strict=True)]
+
+    def continuations(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of texts that go on where another text ended."""
+        if not self.anchors:
+            return self.texts(texts)
+        anchor, *others = self.anchors
+        head = self._ids(anchor)
+        made = self.texts([anchor + text for text in texts])
+        return [
+            ids[len(head) :] if np.array_equal(ids[: len(head)], head) else self._continuation(text, others)
+            for text, ids in zip(texts, made, strict=True)
+        ]
+
+    def _continuation(self, text: str, anchors: Sequence[str]) -> np.ndarray:
+        for anchor in anchors:
+            head, ids = self._ids(anchor), self._ids(anchor + text)
+            if np.array_equal(ids[: len(head)], head):
+                return self._checked(text, ids)[len(head) :]
+        raise UserError(f"the tokenizer cannot continue a text with {self.controls.name(text[:40])!r}")
+
+    def _checked(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """Stand-ins to control tokens. Vocabularies that match a control token's text as a word get it in parts."""
+        if self.forbidden[ids].any():
+            ids = self._ids(self.controls.part(text))
+            ids = ids[ids != self.gap]
+            assert not self.forbidden[ids].any()
+        return self.real[ids]
+
+    def responses(self, segments: Sequence[Segment]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids of segments and which of them are scored; a token across the end of the scored text is."""
+        ids = self.continuations([s.text for s in segments])
+        partly = [i for i, s in enumerate(segments) if 0 < s.scored < len(s.text)]
+        heads = self.continuations([segments[i].text[: segments[i].scored] for i in partly])
+        scored = [np.full(len(t), s.scored > 0) for s, t in zip(segments, ids, strict=True)]
+        for i, head in zip(partly, heads, strict=True):
+            common = min(len(head), len(ids[i]))
+            same = np.append(head[:common] == ids[i][:common], False).argmin()
+            scored[i][same + (same < len(head)) :] = False
+        return list(zip(ids, scored, strict=True))
+
+
+class Encoder:
+    """Examples to ids, for one tokenizer and one set of options.
+
+    UserError if the tokenizer is not a fast one. A tokenizer without a chat template gets a plain one
+    as soon as it meets messages, so that it is saved with the model.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int | None = None,
+        overlong: Overlong = "drop",
+        train_on: TrainOn = "last-assistant",
+    ):
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(
+                f"{tokenizer.name_or_path or 'the tokenizer'} has no tokenizer.json; a fast tokenizer is needed"
+            )
+        self.tokenizer, self.max_length, self.overlong, self.train_on = tokenizer, max_length, overlong, train_on
+        self.controls = control_tokens(tokenizer)
+        self.bos = _bos(tokenizer)
+
+    def encode(self, examples: Sequence[Example]) -> EncodedData:
+        """The examples that can be trained on, cut to fit, and an account of the rest. Cached by content."""
+        notes = self.prepare(examples)
+        key = cache.key(self.tokenizer, (self.max_length, self.overlong, self.train_on), examples)
+        if (stored := cache.load(key)) is not None:
+            return stored
+        drafts, findings = self.drafts(examples)
+        data = EncodedData(findings=findings, notes=notes)
+        for draft in drafts:
+            self._keep(draft, examples[draft.index], data)
+        data.counts.update(finding.kind for finding in data.findings)
+        data.counts.update(given=len(examples), kept=len(data.examples))
+        cache.save(key, data)
+        return data
+
+    def prompts(self, prompts: Sequence[str | tuple[Message, ...]]) -> list[np.ndarray]:
+        """Ids of prompts alone, as in training: what a generator reads. UserError if a template refuses one."""
+        examples = [Example(prompt, (), f"prompt {i + 1}") for i, prompt in enumerate(prompts)]
+        self.prepare(examples)
+        drafts, findings = self.drafts(examples)
+        if len(drafts) < len(examples):
+            raise UserError("; ".join(f"{f.source}: {f.message}" for f in findings[:3]))
+        return [draft.prompt for draft in drafts]
+
+    def prepare(self, examples: Sequence[Example]) -> list[str]:
+        """Gives a tokenizer that lacks a chat template a plain one if there are messages; says what holds for all."""
+        notes = []
+        if self.tokenizer.chat_template is None and any(e.is_chat for e in examples):
+            bos = "{{ bos_token }}" if len(self.bos) else ""
+            self.tokenizer.chat_template = bos + PLAIN_TEMPLATE
+            notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
+        if self.templated(examples):
+            notes.append("every prompt begins with a control token: the text is taken as already rendered")
+        if self.tokenizer.eos_token is None:
+            notes.append("the tokenizer has no end token: responses end only where the chat template ends them")
+        return notes
+
+    def templated(self, examples: Sequence[Example]) -> bool:
+        """Whether text was already rendered by a template: every one begins with a control token."""
+        written = tuple(t.content for t in self.controls)
+        texts = ["".join(_texts([e])) for e in examples if not e.is_chat]
+        return bool(written and texts) and all(text.startswith(written) for text in texts)
+
+    def drafts(self, examples: Sequence[Example]) -> tuple[list[Draft], list[Finding]]:
+        """Ids of all examples that can be rendered, nothing cut; call ``prepare`` before."""
+        controls = Controls(self.controls, _texts(examples))
+        rendered, findings = self.render(examples, controls)
+        tokens = Tokens(self.tokenizer, controls)
+        prompts = self._prompts(tokens, rendered)
+        pieces = iter(tokens.responses([s for r in rendered for response in r.responses for s in response]))
+        drafts = []
+        for item, prompt in zip(rendered, prompts, strict=True):
+            drafts.append(Draft(item.index, prompt, [], []))
+            for response in item.responses:
+                ids, scored = zip(*(next(pieces) for _ in response), strict=True)
+                drafts[-1].responses.append(np.concatenate(ids))
+                drafts[-1].scored.append(np.concatenate(scored))
+        return drafts, findings
+
+    def render(self, examples: Sequence[Example], controls: Controls) -> tuple[list[Rendered], list[Finding]]:
+        """The text of every example that the template accepts, and what was odd about any."""
+        renderer = Renderer(self.tokenizer, controls, self.train_on, self.templated(examples))
+        bos = controls.chars.get(self.tokenizer.bos_token or "", "")
+        rendered, findings = [], []
+        for index, example in enumerate(examples):
+            try:
+                item = renderer.render(index, example)
+            except Unusable as unusable:
+                findings.append(Finding(example.source, *unusable.args))
+                continue
+            findings += [Finding(example.source, *found, drops=False) for found in item.findings]
+            if bos and item.prompt.startswith(bos if item.plain and len(self.bos) else bos * 2):
+                message = f"the text begins with {self.tokenizer.bos_token!r}, which the tokenizer adds too"
+                findings.append(Finding(example.source, "double-bos", message, drops=False))
+            rendered.append(item)
+        return rendered, findings
+
+    def _prompts(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[np.ndarray]:
+        """Prompts with the tokenizer's own beginning, once, where no template has set one; never empty."""
+        start = self.bos
+        if not len(start):
+            alone = self.tokenizer.bos_token_id if self.tokenizer.bos_token else self.tokenizer.eos_token_id
+            start = np.array([alone] if alone is not None else [], np.int32)
+        prompts = []
+        for item, ids in zip(rendered, tokens.texts([item.prompt for item in rendered]), strict=True):
+            if item.plain and len(self.bos) and not np.array_equal(ids[: len(self.bos)], self.bos):
+                ids = np.concatenate([self.bos, ids])
+            prompts.append(ids if len(ids) else start)
+        return prompts
+
+    def _keep(self, draft: Draft, example: Example, data: EncodedData) -> None:
+        """Adds the example to the data if something is left to learn from, else says why not."""
+
+        def report(kind: str, message: str, drops: bool = True) -> None:
+            data.findings.append(Finding(example.source, kind, message, drops))
+
+        fitted = fit(draft, self.max_length, self.overlong, self.head(draft))
+        if self.max_length is not None and draft.length > self.max_length:
+            done = "dropped" if fitted.draft is None else self.overlong
+            message = f"{draft.length} tokens with the longest response, more than {self.max_length}: {done}"
+            report("overlong", message, drops=fitted.draft is None)
+            data.counts["end tokens lost"] += fitted.ends_lost
+        if fitted.draft is None:
+            return
+        draft = fitted.draft
+        kept: dict[bytes, int] = {}
+        odd = []
+        for i, (ids, scored) in enumerate(zip(draft.responses, draft.scored, strict=True)):
+            content = ids.tobytes() + scored.tobytes()
+            if not scored.any() or not _said(example.responses[i].content):
+                odd.append(("empty", f"response {i + 1} has nothing to learn from"))
+            elif content in kept:
+                odd.append(("equal", f"responses {kept[content] + 1} and {i + 1} have the same tokens"))
+            else:
+                kept[content] = i
+        if not len(draft.prompt):
+            odd.append(("empty", "the prompt is empty and the tokenizer has no token to begin with"))
+        usable = len(draft.prompt) > 0 and len(kept) >= min(2, len(draft.responses))
+        for kind, message in odd:
+            report(kind, message, drops=not usable)
+        if usable:
+            data.examples.append(_encoded(draft, list(kept.values()), example))
+
+    def head(self, draft: Draft) -> int:
+        """How many tokens at the start of a prompt are BOS."""
+        return int(len(draft.prompt) > 0 and draft.prompt[0] == self.tokenizer.bos_token_id)
+
+
+def _encoded(draft: Draft, kept: list[int], example: Example) -> Encoded:
+    responses = tuple(draft.responses[i] for i in kept)
+    scored = tuple(draft.scored[i] for i in kept)
+    scores = tuple(example.responses[i].score for i in kept)
+    lengths = np.array([len(draft.prompt), *map(len, responses)], np.int64)
+    content = b"".join([lengths.tobytes(), draft.prompt.tobytes(), *(a.tobytes() for a in (*responses, *scored))])
+    prompt_key = xxhash.xxh3_128_hexdigest(draft.prompt.tobytes())
+    key = xxhash.xxh3_128_hexdigest(content)
+    return Encoded(draft.prompt, responses, scored, scores, example.source, key, prompt_key)
+
+
+def _bos(tokenizer: Any) -> np.ndarray:
+    """What the tokenizer itself puts before a text; often BOS, often nothing."""
+    bare, full = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
+    start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+    return np.array(full[:start], np.int32)
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[str]:
+    for example in examples:
+        for part in (example.prompt, *(r.content for r in example.responses)):
+            if isinstance(part, str):
+                yield part
+            else:
+                yield from (message.content for message in part)
+
+
+def _said(content: str | tuple[Message, ...]) -> str:
+    return (content if isinstance(content, str) else content[-1].content).strip()
