@@ -75,7 +75,7 @@ def test_plackett_luce_by_hand():
 
 
 def test_kto_by_hand():
-    """z0 = 1. Desirable y0: 1 − σ(0.1 (2 − 1)) = 0.475021. Undesirable y1: 1.5 (1 − σ(0.1 (1 + 5))) = 1.5 · 0.354344."""
+    """z0 = 1. Desirable y0: 1 − σ(0.1 (2 − 1)) = 0.475021. Undesirable y1: 1.5 (1 − σ(0.1 (1 + 5))) = 0.531516."""
     each = Preferences(torch.tensor([[0], [1]]), torch.tensor([True, False]), torch.tensor(1.0))
     assert value(KTO(undesirable_weight=1.5), each) == pytest.approx([0.475021, 0.531516], abs=1e-5)
     metrics = KTO()(POLICY, REFERENCE, each).metrics
