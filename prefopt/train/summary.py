@@ -1,0 +1,386 @@
+"""The closing words of a run: what changed, and what to be wary of.
+
+``results`` is what ``results.json`` holds under the same keys; figures have their names in ``metrics.jsonl``:
+
+    {"training": {"before": {"loss": 0.693, ...}, "after": {"loss": 0.412, ...}},
+     "held_out": {"before": ..., "after": ...} or None,
+     "skipped_steps": 0}
+
+Among the figures of a split, beside the metrics: ``rewards/accuracies_low`` and ``_high`` (95 % interval), ``pairs``,
+``prompts`` and ``length_correlation``, as `with_interval` and `length_correlation` make them. A warning is a
+function of a `Run` that returns a sentence or None; to add one, write it and name it in ``WARNINGS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.statistics import proportion
+from prefopt.train.display import printable
+
+Figures = Mapping[str, float]
+
+DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
+"""fall of the chosen responses' log-probability that counts: above both, since a tenth of a short answer's is noise"""
+SATURATED_MARGIN = 5.0
+"""σ(−5) = 0.7 %: a pair pulls 75 times less than at the start, where σ(0) = 50 %"""
+LENGTH_CORRELATION = 0.5
+"""a quarter (r²) of the spread of margins is a matter of length"""
+OVERFIT_GAP = 0.10
+"""accuracy, training minus held-out; smaller gaps are usual, and larger ones must also be beyond the interval"""
+OVERFIT_RISE = 0.05
+"""held-out loss above its lowest, as a share of where it began"""
+NOTHING_LEARNED = 0.05
+"""accuracy's distance from one half"""
+KL_EXPLODED = 25.0
+"""nats a response: twice the largest target among the runs of Rafailov et al. 2023 (12)"""
+WIDE_INTERVAL = 0.20
+"""from end to end: about 100 independent pairs at an accuracy of one half"""
+NO_PREFERENCE = 1e-4
+"""a mean margin below it is rounding: policy and reference are the same model, and accuracy means nothing"""
+
+
+class Summary(NamedTuple):
+    """Sentences without markup; each warning names its figure and what to do."""
+
+    lines: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the warnings look at. Empty figures where there are none."""
+
+    training: Figures
+    held_out: Figures
+    training_before: Figures
+    held_out_before: Figures
+    history: Sequence[Mapping[str, Any]]
+    skipped: int
+
+    @property
+    def judged(self) -> tuple[str, Figures, Figures]:
+        """Name, before and after of the split that tells most: held-out if there is one."""
+        if self.held_out:
+            return "held-out", self.held_out_before, self.held_out
+        return "training", self.training_before, self.training
+
+
+def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> Summary:
+    """The records of ``metrics.jsonl`` and the results -> what to tell a person.
+
+    >>> figures = {"loss": 0.41, "rewards/accuracies": 0.9, "rewards/margins": 1.2, "pairs": 2000}
+    >>> summary = summarize([], {"training": {"before": {"loss": 0.6931}, "after": figures}, "held_out": None})
+    >>> print(*summary.lines, sep="\\n")
+    Training: loss 0.6931 → 0.4100; reward accuracy 90.0 % on 2,000 pairs; mean margin +1.200.
+    >>> print(*summary.warnings)
+    No held-out data: nothing here says how the policy does on new prompts; set --eval-fraction 0.1 or --eval-data.
+    """
+    splits = {name: results.get(name) or {} for name in ("training", "held_out")}
+    run = Run(
+        training=splits["training"].get("after", {}),
+        held_out=splits["held_out"].get("after", {}),
+        training_before=splits["training"].get("before", {}),
+        held_out_before=splits["held_out"].get("before", {}),
+        history=history,
+        skipped=int(results.get("skipped_steps", 0)),
+    )
+    warnings = [text for warning in WARNINGS if (text := warning(run))]
+    return Summary(_changes(run), warnings)
+
+
+def _changes(run: Run) -> list[str]:
+    lines = []
+    if steps := [record for record in run.history if record["split"] == "train"]:
+        speed = [s for record in steps if math.isfinite(s := record.get("tokens_per_second", math.nan))]
+        pace = f", {median(speed):,.0f} tokens/s" if speed else ""
+        lines.append(f"Trained for {steps[-1]['step']:,} steps{pace}.")
+    for name, before, after in (
+        ("Training", run.training_before, run.training),
+        ("Held-out", run.held_out_before, run.held_out),
+    ):
+        parts = []
+        if "loss" in before and "loss" in after:
+            parts.append(f"loss {before['loss']:.4f} → {after['loss']:.4f}")
+        if "rewards/accuracies" in after:
+            parts.append(f"reward accuracy {_accuracy(after)}{_among(after)}")
+        if "rewards/margins" in after:
+            parts.append(f"mean margin {after['rewards/margins']:+.3f}")
+        if parts:
+            lines.append(f"{name}: {'; '.join(parts)}.")
+    name, before, after = run.judged
+    if chosen := _moved("chosen", before, after):
+        rejected = _moved("rejected", before, after)
+        lines.append(f"On {name} data the {chosen}{'; the ' + rejected if rejected else ''}.")
+    return lines
+
+
+def _accuracy(figures: Figures) -> str:
+    interval = ""
+    if "rewards/accuracies_low" in figures:
+        low, high = figures["rewards/accuracies_low"], figures["rewards/accuracies_high"]
+        interval = f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * figures['rewards/accuracies']:.1f} %{interval}"
+
+
+def _among(figures: Figures) -> str:
+    prompts = f" of {figures['prompts']:,} prompts" if "prompts" in figures else ""
+    return f" on {figures['pairs']:,} pairs{prompts}" if "pairs" in figures else ""
+
+
+def _moved(which: str, before: Figures, after: Figures) -> str:
+    name = f"logps/{which}"
+    if name not in before or name not in after:
+        return ""
+    change = after[name] - before[name]
+    return (
+        f"{which} responses became {'more' if change >= 0 else 'less'} likely by {abs(change):.1f} nats "
+        f"({before[name]:.1f} → {after[name]:.1f})"
+    )
+
+
+def not_numbers(run: Run) -> str | None:
+    names = sorted(
+        {
+            name
+            for figures in (run.training, run.held_out)
+            for name, value in figures.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
+    )
+    if names:
+        return f"Not finite at the end: {', '.join(names)}; do not use this model, and lower --learning-rate."
+    return None
+
+
+def steps_skipped(run: Run) -> str | None:
+    if run.skipped:
+        steps = "1 step was" if run.skipped == 1 else f"{run.skipped:,} steps were"
+        return f"{steps} skipped for a loss or gradient that is not finite; lower --learning-rate or look at the data."
+    return None
+
+
+def no_held_out(run: Run) -> str | None:
+    if run.held_out:
+        return None
+    return "No held-out data: nothing here says how the policy does on new prompts; "
+        "set --eval-fraction 0.1 or --eval-data."
+
+
+def chosen_fell(run: Run) -> str | None:
+    """Likelihood displacement: the margin grows although the wanted answers become rarer."""
+    name, before, after = run.judged
+    if "logps/chosen" not in before or "logps/chosen" not in after:
+        return None
+    fall = before["logps/chosen"] - after["logps/chosen"]
+    if fall > max(DISPLACED_NATS, DISPLACED_SHARE * abs(before["logps/chosen"])):
+        return (
+            f"Chosen responses became less likely: log-probability {before['logps/chosen']:.1f} → "
+            f"{after['logps/chosen']:.1f} nats on {name} data, so that probability went to other answers; "
+            "add --nll-weight 0.1, raise --beta or lower --learning-rate."
+        )
+    return None
+
+
+def margins_saturated(run: Run) -> str | None:
+    margin = run.training.get("rewards/margins", 0.0)
+    if margin > SATURATED_MARGIN:
+        return (
+            f"Margins are saturated: {margin:+.1f} on training pairs, where a pair hardly pulls any more; "
+            "fewer --epochs, or a larger --beta."
+        )
+    return None
+
+
+def length_drift(run: Run) -> str | None:
+    name, _, after = run.judged
+    correlation = after.get("length_correlation", 0.0)
+    if abs(correlation) > LENGTH_CORRELATION:
+        way = "longer" if correlation > 0 else "shorter"
+        return (
+            f"Rewards follow length: margins correlate by {correlation:+.2f} with the difference in length on {name} "
+            f"pairs, so expect {way} answers; compare lengths when you judge, or use --loss sigmoid_norm."
+        )
+    return None
+
+
+def overfitted(run: Run) -> str | None:
+    training, held_out = run.training.get("rewards/accuracies"), run.held_out.get("rewards/accuracies")
+    if training is None or held_out is None:
+        return None
+    beyond = training > run.held_out.get("rewards/accuracies_high", held_out)
+    if training - held_out > OVERFIT_GAP and beyond:
+        return (
+            f"Held-out accuracy {_accuracy(run.held_out)} is far below training's {_accuracy(run.training)}: "
+            "much of it was learned by heart; fewer --epochs, more data or a larger --beta."
+        )
+    return None
+
+
+def held_out_loss_rose(run: Run) -> str | None:
+    curve = [
+        (record["loss"], record["step"])
+        for record in run.history
+        if record["split"] == "eval" and math.isfinite(record.get("loss", math.nan))
+    ]
+    if len(curve) < 2:
+        return None
+    (lowest, at), (last, _) = min(curve), curve[-1]
+    if last - lowest > OVERFIT_RISE * abs(curve[0][0]):
+        return f"Held-out loss was lowest at step {at:,} ({lowest:.4f}) and ended at {last:.4f}; try --max-steps {at}."
+    return None
+
+
+def nothing_learned(run: Run) -> str | None:
+    after = [figures for figures in (run.training, run.held_out) if "rewards/accuracies" in figures]
+    near = [abs(figures["rewards/accuracies"] - 0.5) < NOTHING_LEARNED or _no_preference(figures) for figures in after]
+    if after and all(near):
+        shown = " and ".join(f"{figures['rewards/accuracies']:.3f}" for figures in after)
+        return f"Nothing was learned: accuracy {shown}, where a coin gives 0.5; raise --learning-rate or --epochs."
+    return None
+
+
+def preference_reversed(run: Run) -> str | None:
+    name, _, after = run.judged
+    if after.get("rewards/accuracies_high", 1.0) < 0.5 and not _no_preference(after):
+        return (
+            f"The policy prefers the rejected responses: {name} accuracy {_accuracy(after)}; "
+            "check that chosen and rejected are not swapped."
+        )
+    return None
+
+
+def kl_exploded(run: Run) -> str | None:
+    name, _, after = run.judged
+    kl = after.get("kl", 0.0)
+    if kl > KL_EXPLODED:
+        return (
+            f"The policy is far from its reference: KL {kl:.1f} nats on {name} data, where text often degenerates; "
+            "raise --beta or lower --learning-rate, and read some samples."
+        )
+    return None
+
+
+def interval_wide(run: Run) -> str | None:
+    low, high = run.held_out.get("rewards/accuracies_low"), run.held_out.get("rewards/accuracies_high")
+    if low is not None and high is not None and high - low > WIDE_INTERVAL:
+        return f"Held-out accuracy is only known as {_accuracy(run.held_out)}; hold out more prompts to compare runs."
+    return None
+
+
+WARNINGS: tuple[Callable[[Run], str | None], ...] = (
+    not_numbers,
+    steps_skipped,
+    nothing_learned,
+    preference_reversed,
+    overfitted,
+    held_out_loss_rose,
+    chosen_fell,
+    margins_saturated,
+    length_drift,
+    kl_exploded,
+    interval_wide,
+    no_held_out,
+)
+
+
+def _no_preference(figures: Figures) -> bool:
+    return abs(figures.get("rewards/margins", 1.0)) < NO_PREFERENCE
+
+
+def with_interval(
+    figures: Figures, accuracies: Sequence[float], prompts: Sequence[str], seed: int = 0
+) -> dict[str, float]:
+    """``figures`` and the 95 % interval of the accuracy: ``accuracies`` [P] and ``prompts`` [P] (keys), one per pair.
+
+    >>> with_interval({"rewards/accuracies": 1.0}, [1.0, 1.0], ["p", "p"])["prompts"]
+    1
+    """
+    more: dict[str, float] = {"pairs": len(prompts), "prompts": len(set(prompts))}
+    if len(accuracies) and not np.isnan(accuracies).any():
+        _, low, high = proportion(accuracies, prompts, seed=seed)
+        more |= {"rewards/accuracies_low": low, "rewards/accuracies_high": high}
+    return {**figures, **more}
+
+
+def length_correlation(margins: Sequence[float], length_differences: Sequence[float]) -> float:
+    """Pearson's r of margins [P] and |y_w| − |y_l| [P], in tokens; 0.0 where either does not vary.
+
+    >>> length_correlation([1.0, 2.0, 3.0], [10, 20, 30])
+    1.0
+    """
+    x, y = np.asarray(margins, float), np.asarray(length_differences, float)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return round(float(np.corrcoef(x, y)[0, 1]), 12)
+
+
+ROWS: tuple[tuple[str, str, str], ...] = (
+    ("loss", "loss", ".4f"),
+    ("reward accuracy", "rewards/accuracies", ".3f"),
+    ("mean margin", "rewards/margins", "+.3f"),
+    ("log p(chosen)", "logps/chosen", ".1f"),
+    ("log p(rejected)", "logps/rejected", ".1f"),
+    ("KL to the reference", "kl", ".2f"),
+    ("pairs", "pairs", ",.0f"),
+)
+"""what the table of before and after shows: a label, the metric, its format"""
+
+
+def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of before and after; only what there is, "–" for what has no meaning."""
+    columns = [
+        (f"{label} {when}", split[when])
+        for label, key in (("training", "training"), ("held-out", "held_out"))
+        if (split := results.get(key))
+        for when in ("before", "after")
+        if split.get(when)
+    ]
+    rows = []
+    for label, name, form in ROWS:
+        if any(name in figures for _, figures in columns):
+            rows.append([label, *(_cell(figures, name, form) for _, figures in columns)])
+        if name == "rewards/accuracies" and any(f"{name}_low" in figures for _, figures in columns):
+            rows.append(["  95 % interval", *(_interval(figures) for _, figures in columns)])
+    return ["", *(label for label, _ in columns)], rows
+
+
+def _cell(figures: Figures, name: str, form: str) -> str:
+    if name not in figures or (name == "rewards/accuracies" and _no_preference(figures)):
+        return "–"
+    return format(figures[name], form)
+
+
+def _interval(figures: Figures) -> str:
+    if "rewards/accuracies_low" not in figures or _no_preference(figures):
+        return "–"
+    return f"{figures['rewards/accuracies_low']:.3f}–{figures['rewards/accuracies_high']:.3f}"
+
+
+def render(summary: Summary, results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table and the words, to stdout unless told otherwise."""
+    console = console or Console(highlight=False)
+    header, rows = table_rows(results)
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, label in enumerate(header):
+            table.add_column(Text(label), justify="left" if number == 0 else "right", no_wrap=number == 0)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    # Where no one's window sets the width, one sentence is one line, to be found by grep.
+    for line in summary.lines:
+        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
+    for warning in summary.warnings:
+        text = Text.assemble(("warning: ", "bold yellow"), printable(warning))
+        console.print(text, soft_wrap=not console.is_terminal)
