@@ -1,14 +1,101 @@
 """What can be set: one frozen dataclass per command, its fields are its flags and its YAML keys.
 
-A field's help is the string below it; ``None`` means "chosen for you", and ``--print-config`` shows
-what was chosen. A key that does not exist, or has no effect under the other settings, is an error.
+A field's help is the string below it; ``None`` means "chosen for you". A key that does not exist, has the
+wrong type, or has no effect under the other settings, is an error that says where it stands.
+
+A YAML file is flat. What is no field of a command with a loss is taken for an option of that loss:
+
+    loss: ipo
+    tau: 0.1
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import yaml
+
+from prefopt.errors import UserError
+
+C = TypeVar("C")
+Overlong = Literal["drop", "cut-prompt", "cut-response"]
+TrainOn = Literal["last-assistant", "all-assistant"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt-neox"]
+
+
+class SettingError(UserError):
+    """One setting is wrong; ``key`` is the field, so that the message can say where it was set."""
+
+    def __init__(self, key: str, problem: str):
+        self.key, self.problem = key, problem
+        super().__init__(f"{flag(key)} {problem}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Count and check preference data, and show how it is read."""
+
+    data: tuple[str, ...]
+    """files, globs or hub names; NAME=2 counts twice an epoch"""
+    model: str | None = None
+    """folder or hub name of a model or tokenizer, to count tokens"""
+    format: str | None = None
+    """layout of the data, when it cannot be guessed"""
+    max_length: int | None = None
+    """tokens of prompt and response; by default the model's own limit"""
+    overlong: Overlong = "drop"
+    """what to do with examples beyond that"""
+    train_on: TrainOn = "last-assistant"
+    """which turns of a conversation are the response"""
+    strict: bool = False
+    """fail on any finding"""
+    json: bool = False
+    """print one JSON object instead of a report"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_length")
+        if self.model is None:
+            for key in ("max_length", "overlong", "train_on"):
+                _needs(self, key, "is about tokens: add --model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """Make a small model with random weights, and its tokenizer."""
+
+    size: str
+    """parameters, embeddings included: 3M, 30M, 0.5B"""
+    tokenizer_from: str
+    """data to train a tokenizer on, or a folder with a tokenizer"""
+    out: Path
+    """the folder to write"""
+    architecture: Architecture = "llama"
+    """family of the model"""
+    vocab: int | None = None
+    """tokens of a tokenizer that is trained; by default 4096, or 1024 below 1M parameters"""
+    format: str | None = None
+    """layout of the data, when it cannot be guessed"""
+    max_length: int = 1024
+    """longest sequence that the model takes, in tokens"""
+    seed: int = 0
+    """decides the weights"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_length")
+        _not_negative(self, "seed")
+        if self.vocab is not None and self.vocab < 257 + 3:
+            raise SettingError("vocab", f"must be at least 260 (all bytes, and special tokens), not {self.vocab}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +132,9 @@ class Training:
     """after the warm-up"""
     max_length: int | None = None
     """tokens of prompt and response; by default the model's own limit"""
-    overlong: Literal["drop", "cut-prompt", "cut-response"] = "drop"
+    overlong: Overlong = "drop"
     """what to do with examples beyond that"""
-    train_on: Literal["last-assistant", "all-assistant"] = "last-assistant"
+    train_on: TrainOn = "last-assistant"
     """which turns of a conversation are the response"""
     eval_data: tuple[str, ...] = ()
     """held-out data"""
@@ -61,9 +148,9 @@ class Training:
     """checkpoints kept, at least 2"""
     seed: int = 0
     """decides the order, the split and all that is random"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """auto: bfloat16 where the GPU has it, else float32"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """where to compute"""
     activation_checkpointing: bool = False
     """recompute activations: less memory, a third more time"""
@@ -73,6 +160,31 @@ class Training:
     """refuse data with findings, instead of dropping and counting"""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """copy the metrics there too"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "max_steps", "batch_size", "tokens_per_microbatch", "learning_rate", "clip")
+        _positive(self, "max_length", "eval_every", "save_every")
+        _not_negative(self, "weight_decay", "warmup_steps", "seed")
+        if not self.data:
+            raise SettingError("data", "is empty: name at least one file, glob or hub name")
+        if self.keep < 2:
+            raise SettingError(
+                "keep", f"must be at least 2, so that a bad checkpoint has one before it, not {self.keep}"
+            )
+        if not 0 <= self.eval_fraction < 1:
+            raise SettingError("eval_fraction", f"must be at least 0 and below 1, not {self.eval_fraction}")
+        if self.eval_data and self.eval_fraction:
+            raise SettingError(
+                "eval_fraction", "holds prompts of --data out, and --eval-data is held out already: drop one"
+            )
+        if not self.eval_data and not self.eval_fraction:
+            _needs(self, "eval_every", "has nothing to evaluate on: add --eval-data or --eval-fraction")
+        if self.optimizer != "adamw":
+            _needs(self, "weight_decay", f"is AdamW's and has no effect on {self.optimizer}: drop it")
+        if self.max_steps and self.warmup_steps and self.warmup_steps >= self.max_steps:
+            raise SettingError(
+                "warmup_steps", f"must be below --max-steps, which is {self.max_steps}, not {self.warmup_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +197,292 @@ class Train(Training):
     """Tune a model on preferences."""
 
     loss: str = "dpo"
-    """a name, or file.py:Class of your own; its fields become flags, e.g. --beta"""
+    """a name below, or file.py:Class of your own; its fields become flags, e.g. --beta"""
     loss_options: dict[str, float | int | bool | str] | None = None
     """filled from the flags that are the loss's fields"""
     reference: str | None = None
     """by default the model that training starts from"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from prefopt.losses import make_loss
+
+        loss = make_loss(self.loss, self.loss_options)
+        if not loss.needs_reference:
+            _needs(self, "reference", f"has no effect: {self.loss} compares with no reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score responses with a model: log-probabilities, and implicit rewards against a reference."""
+
+    policy: str
+    """folder or hub name of the model"""
+    data: tuple[str, ...]
+    """files, globs or hub names"""
+    reference: str | None = None
+    """model to compare with; without it there are log-probabilities only"""
+    beta: float = 0.1
+    """an implicit reward is beta times the log-ratio of policy and reference"""
+    out: Path | None = None
+    """JSONL file to write, one line per response"""
+    format: str | None = None
+    """layout of the data, when it cannot be guessed"""
+    max_length: int | None = None
+    """tokens of prompt and response; by default the model's own limit"""
+    overlong: Overlong = "drop"
+    """what to do with examples beyond that"""
+    train_on: TrainOn = "last-assistant"
+    """which turns of a conversation are the response"""
+    tokens_per_microbatch: int | None = None
+    """tokens computed at once: less memory when smaller"""
+    dtype: Dtype = "auto"
+    """auto: bfloat16 where the GPU has it, else float32"""
+    device: Device = "auto"
+    """where to compute"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "beta", "max_length", "tokens_per_microbatch")
+        if self.reference is None:
+            _needs(self, "beta", "scales the log-ratio to a reference: add --reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Make a small preference set, tune a small model on it, and show what changed."""
+
+    out: Path = Path("runs/demo")
+    """the folder to write"""
+    seed: int = 0
+    """decides all that is random"""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "seed")
+
+
+def _positive(config: object, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not 0 < value < math.inf:
+            raise SettingError(key, f"must be above 0, not {value}")
+
+
+def _not_negative(config: object, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not 0 <= value < math.inf:
+            raise SettingError(key, f"must be at least 0, not {value}")
+
+
+def _needs(config: Any, key: str, problem: str) -> None:
+    """Refuses a setting that is not the default where only the default makes sense."""
+    if getattr(config, key) != _defaults(type(config))[key]:
+        raise SettingError(key, problem)
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+# --- from a file, or from flags, to a configuration ----------------------------------------------
+
+
+class Setting(NamedTuple):
+    """What somebody set, and where: "sweep.yaml:3"; or "" for a flag, whose value is text, or a list of texts.
+
+    >>> Setting("fast", "sweep.yaml:3").says("learning_rate", "must be a number")
+    'sweep.yaml:3: learning_rate must be a number'
+    >>> Setting("fast").says("learning_rate", "must be a number")
+    '--learning-rate must be a number'
+    """
+
+    value: Any
+    where: str = ""
+
+    def says(self, key: str, problem: str) -> str:
+        return f"{self.where}: {key} {problem}" if self.where else f"{flag(key)} {problem}"
+
+
+def load(path: str | Path, cls: type[C]) -> C:
+    """The configuration in a YAML file. UserError names file, line and key.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "ipo.yaml"
+    >>> _ = file.write_text("model: base\\ndata: prefs.jsonl\\nout: runs/a\\nloss: ipo\\ntau: 0.2\\n")
+    >>> load(file, Train).loss_options
+    {'tau': 0.2}
+    """
+    return build(cls, read(path), needed_by=str(path))
+
+
+def build(cls: type[C], settings: Mapping[str, Setting], needed_by: str) -> C:
+    """A ``cls`` from what was set, by key; what is no field of it is an option of its loss.
+
+    UserError names the flag, or the file and line, of what is wrong; ``needed_by`` is who misses a key.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.name != "loss_options"}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values = {key: _typed(key, settings[key], hints[key]) for key in fields if key in settings}
+    others = [key for key in settings if key not in fields]
+    loss = values.get("loss", fields["loss"].default) if "loss" in fields else None
+    known = _loss_options(loss) if loss and others else {}
+    for key in others:
+        if key not in known:
+            raise UserError(_unknown(key, settings[key], [*fields, *known], loss))
+    options = {key: _typed(key, settings[key], known[key].type) for key in others}
+    for key, field in fields.items():
+        if field.default is dataclasses.MISSING and key not in values:
+            raise UserError(f"{needed_by} needs {flag(key)}: {helps(cls)[key]}")
+    if options:
+        values["loss_options"] = options
+    try:
+        return cls(**values)
+    except SettingError as error:
+        raise UserError(settings.get(error.key, Setting("")).says(error.key, error.problem)) from None
+    except UserError as error:  # a loss names its option first: "beta must be ..."
+        key, _, problem = str(error).partition(" ")
+        raise UserError(settings[key].says(key, problem)) if key in options else error from None
+
+
+def read(path: str | Path) -> dict[str, Setting]:
+    """What a YAML file sets, by key. UserError where it is no YAML, not flat, or a key comes twice."""
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        pairs = [] if root is None else root.value
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise UserError(f"{path}:{root.start_mark.line + 1}: expected lines of the form key: value")
+        settings: dict[str, Setting] = {}
+        for key_node, value_node in pairs:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in settings:
+                raise UserError(f"{path}:{line}: {key} is set twice, first at {settings[key].where}")
+            settings[key] = Setting(loader.construct_object(value_node, deep=True), f"{path}:{line}")
+        return settings
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text, at byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+
+
+def dump(config: Any) -> str:
+    """YAML that `load` reads back as an equal configuration, with the defaults of the loss filled in.
+
+    >>> print(dump(Demo(seed=3)), end="")
+    out: runs/demo
+    seed: 3
+    """
+    lines: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "loss_options":
+            options = {name: option.default for name, option in _loss_options(config.loss).items()}
+            lines |= options | (value or {})
+        else:
+            lines[field.name] = (
+                str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            )
+    return yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(config: Any, ignore: Iterable[str] = ()) -> str:
+    """Equal for configurations that are equal but for the keys in ``ignore``: 32 hex digits.
+
+    >>> fingerprint(Demo(out=Path("a")), ignore=["out"]) == fingerprint(Demo(out=Path("b")), ignore=["out"])
+    True
+    """
+    import xxhash
+
+    lines = {key: value for key, value in yaml.safe_load(dump(config)).items() if key not in set(ignore)}
+    return xxhash.xxh3_128_hexdigest(yaml.safe_dump(lines).encode())
+
+
+def helps(cls: type) -> dict[str, str]:
+    """The string below each field."""
+    from docstring_parser import parse_from_object
+
+    found = [parse_from_object(base).params for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    return {param.arg_name: param.description or "" for params in found for param in params}
+
+
+def flag(key: str) -> str:
+    """
+    >>> flag("learning_rate")
+    '--learning-rate'
+    """
+    return "--" + key.replace("_", "-")
+
+
+def _loss_options(loss: str) -> dict[str, Any]:
+    from prefopt.losses import options_of
+
+    return options_of(loss)
+
+
+def _unknown(key: str, setting: Setting, known: list[str], loss: str | None) -> str:
+    from prefopt.losses import LOSSES
+
+    spell = str if setting.where else flag
+    if loss and any(key in _loss_options(other) for other in LOSSES):
+        return setting.says(
+            key, f"has no effect on {loss}, whose options are {', '.join(_loss_options(loss)) or 'none'}"
+        )
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    what = f"{setting.where}: unknown key {key}" if setting.where else f"unknown flag {flag(key)}"
+    return what + (f"; did you mean {spell(near[0])}?" if near else "")
+
+
+def _typed(key: str, setting: Setting, hint: Any) -> Any:
+    try:
+        return _conform(setting.value if setting.where else _read_text(setting.value, hint), hint)
+    except TypeError as expected:
+        raise UserError(setting.says(key, f"must be {expected}, not {setting.value!r}")) from None
+
+
+def _read_text(text: Any, hint: Any) -> Any:
+    """A flag's text as YAML would read it, where something else than text is wanted."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        hint = typing.get_args(hint)[0]
+    if hint is bool:
+        return {"true": True, "false": False}.get(text, text)
+    if hint is int:
+        with contextlib.suppress(ValueError):
+            return int(text)
+    return text
+
+
+def _conform(value: Any, hint: Any) -> Any:
+    """``value`` as the type ``hint``; TypeError says what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # X | None
+        return None if value is None else _conform(value, args[0])
+    if origin is tuple:
+        return tuple(_conform(item, args[0]) for item in (value if isinstance(value, list) else [value]))
+    if origin is Literal:
+        if isinstance(value, str) and value in args:
+            return value
+        raise TypeError(f"{', '.join(args[:-1])} or {args[-1]}")
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-6 as text: it wants 1.0e-6
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if hint not in _KINDS:
+        return value  # an option of the user's own loss, which says itself what it thinks of it
+    accepted, expected = _KINDS[hint]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError(expected)
+    return Path(value) if hint is Path else value
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+    Path: (str, "a path"),
+}

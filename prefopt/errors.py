@@ -16,3 +16,7 @@ class RunFailed(Exception):
     The message says what happened and how to continue; the command line prints it and exits with 1,
     without a traceback.
     """
+
+
+class Stopped(Exception):
+    """A signal stopped the run, a checkpoint is saved, and the message says how to continue. Exit code 75."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # both are slow to import, and the command line's help needs neither
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -96,6 +95,7 @@ class Encoded:
     are trained on and user turns stand between them). ``key`` identifies prompt and responses by
     content: equal token ids and masks, equal key. ``prompt_key`` does so for the prompt alone.
 
+    >>> import numpy as np
     >>> ids = np.array([5, 6], np.int32)
     >>> one = Encoded(ids, (np.array([7, 2], np.int32),), (np.array([True, True]),), (None,), "f.jsonl:1", "k", "p")
     >>> one.tokens  # what this example costs without sharing anything but the prompt

@@ -1,0 +1,108 @@
+"""The command line: flags and the YAML file of ``--config`` become one configuration, and one function gets it.
+
+Nothing slow is imported until a command runs, so ``--help`` answers at once.
+
+Exit codes: 0 done; 1 failed; 2 the user's input is wrong; 75 stopped by a signal, with a checkpoint saved;
+130 interrupted. With PREFOPT_DEBUG=1 in the environment, what a user did wrong shows its traceback too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import prefopt
+from prefopt import config, usage
+from prefopt.commands import COMMANDS, Command
+from prefopt.config import Setting
+from prefopt.errors import RunFailed, Stopped, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(argv)
+        return 0
+    except (UserError, RunFailed, Stopped) as error:
+        if os.environ.get("PREFOPT_DEBUG"):
+            traceback.print_exc()
+        print(f"prefopt: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1 if isinstance(error, RunFailed) else 75
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # who read our output, such as `head`, has seen enough; Python must not flush into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"prefopt: failed by a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("--help", "-h", "--help-all", "help"):
+        print(usage.usage(), end="")
+    elif argv[0] == "--version":
+        print(f"prefopt {prefopt.__version__}")
+    elif argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {argv[0]}; {hint}")
+    elif {"--help", "-h", "--help-all"} & set(argv):
+        print(usage.usage_of(argv[0], everything="--help-all" in argv), end="")
+    else:
+        _execute(argv[0], COMMANDS[argv[0]], argv[1:])
+
+
+def _execute(name: str, command: Command, words: list[str]) -> None:
+    given = parse(command, words)
+    extra = {key: given.pop(key, None) for key in ("config", "print_config", "dry_run")}
+    settings = config.read(extra["config"]) if extra["config"] else {}
+    settings |= {key: Setting(value) for key, value in given.items()}
+    resolved: Any = config.build(command.settings, settings, needed_by=f"prefopt {name}")
+    if not extra["print_config"]:
+        command.run(resolved, dry_run=bool(extra["dry_run"]))
+    elif extra["dry_run"] or getattr(resolved, "resume", False):
+        raise UserError(f"--print-config runs nothing: drop it, or {'--dry-run' if extra['dry_run'] else '--resume'}")
+    else:
+        print(config.dump(resolved), end="")
+
+
+def parse(command: Command, words: list[str]) -> dict[str, Any]:
+    """The text of each flag by key, a list where the flag is repeatable.
+
+    A flag that is not the command's own is kept as well: it may be an option of a loss.
+
+    >>> parse(COMMANDS["train"], "--data a --data b --resume --loss=ipo --tau 0.1".split())
+    {'data': ['a', 'b'], 'resume': 'true', 'loss': 'ipo', 'tau': '0.1'}
+    """
+    flags = {flag.key: flag for flag in command.flags()}
+    given: dict[str, Any] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            key = name.removeprefix("--").replace("-", "_")
+        elif command.rest:
+            key, equals, value = command.rest, "=", word
+        else:
+            raise UserError(f"unexpected {word!r}: a value follows its flag, as in --data {word}")
+        switch = key in flags and flags[key].kind is bool
+        if not equals:
+            follows = bool(left) and not left[0].startswith("--")
+            if key in flags and not switch and not follows:
+                raise UserError(f"{name} needs a value: {flags[key].help}")
+            value = left.pop(0) if follows and not switch else "true"
+        if key in flags and flags[key].repeatable:
+            given.setdefault(key, []).append(value)
+        elif key in given:
+            raise UserError(f"{name} is given twice")
+        else:
+            given[key] = value
+    return given
