@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +18,21 @@ from prefopt.losses import (
     LOSSES,
     ORPO,
     SFT,
+    APODown,
+    APOZero,
+    BCOPair,
+    DiscoPOP,
+    EXOPair,
     Hinge,
     IPOMean,
     Loss,
+    NCAPair,
     PlackettLuce,
     Robust,
     SigmoidNorm,
     SimPO,
+    SPPOHard,
+    Unlikelihood,
     WithNLL,
     kto_baseline,
     make_loss,
@@ -60,6 +69,16 @@ def value(loss, preferences=PAIR):
         (ORPO(odds_weight=0.1), 2.5 + 0.1 * 0.40012),
         (SimPO(beta=2.0, gamma=1.0), 0.54030),  # z = 2 · 2/3 − 1 = 1/3, log(1 + e^−1/3)
         (CPO(beta=0.1, alpha=1.0), 0.34115 + 2.5),  # z = 0.1 · 9, log(1 + e^−0.9)
+        (Unlikelihood(alpha=0.1), 10 - 1.9),
+        # r_w = 0.2 and r_l = −0.5; −log σ: 0.59814 at 0.2, 0.79814 at −0.2, 0.97408 at −0.5, 0.47408 at 0.5
+        (NCAPair(beta=0.1), 0.59814 + (0.79814 + 0.47408) / 2),
+        (BCOPair(beta=0.1), 0.59814 + 0.47408),
+        (APOZero(beta=0.1), 0.45017 + 0.37754),  # σ(−0.2) + σ(−0.5)
+        (APODown(beta=0.1), 0.54983 + 0.33181),  # σ(0.2) + σ(−0.7)
+        (SPPOHard(beta=0.1), 9.0),  # (2 − 5)² + (−5 + 5)²
+        (EXOPair(beta=0.1, label_smoothing=0.1), 0.66819 * (-0.40319 + 0.10536) + 0.33181 * (-1.10319 + 2.30259)),
+        # z = 0.35, σ(z/τ) = σ(0.35) = 0.58662, −log σ(0.35) = 0.53338, e^−0.35 = 0.70469
+        (DiscoPOP(beta=0.05, tau=1.0), 0.41338 * 0.53338 + 0.58662 * 0.70469),
         (WithNLL(DPO(beta=0.1), nll_weight=0.5), 0.40319 + 0.5 * 2.5),
     ],
     ids=repr,
@@ -314,6 +333,8 @@ def test_every_option_has_an_effect(name):
         ("dpo", {"label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5"),
         ("robust", {"label_smoothing": -0.1}, "label_smoothing must be at least 0"),
         ("ipo", {"tau": -1}, "tau must be a number above 0"),
+        ("exo_pair", {"label_smoothing": 0}, "label_smoothing must be a number above 0"),
+        ("discopop", {"tau": 2}, "tau must be at most 1"),
         ("simpo", {"gamma": -1}, "gamma must be a number of at least 0"),
         ("dpo", {"nll_weight": -1}, "nll_weight must be a number of at least 0"),
         ("my_loss.py", {}, "my_loss.py names no loss: write my_loss.py:MyLoss"),
@@ -333,7 +354,7 @@ def test_text_from_a_command_line_becomes_values():
 
 def test_reference_free_losses_say_so():
     free = {name for name, loss in LOSSES.items() if not loss.needs_reference}
-    assert free == {"orpo", "simpo", "cpo", "sft"}
+    assert free == {"orpo", "simpo", "cpo", "sft", "unlikelihood"}
     assert not make_loss("orpo", {"nll_weight": 1.0}).needs_reference
 
 
@@ -407,11 +428,12 @@ def test_mistakes_in_the_users_file_are_named(my_file, name, options, says):
     assert says in str(error.value)
 
 
-def test_a_file_that_does_not_run_is_named_with_its_line(tmp_path):
-    broken = tmp_path / "broken.py"
+def test_a_file_that_does_not_run_is_named_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    broken = Path("broken.py")
     for text, says in [("x = 1\ny = x.z\n", ":2: AttributeError"), ("x = 1\n\nif\n", ":3: SyntaxError")]:
         broken.write_text(text)
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match="^broken.py" + says):
             make_loss(f"{broken}:MyLoss")
 
 

@@ -41,7 +41,8 @@ from prefopt.losses.base import Loss, Unit, log_ratio, log_sigmoid, pair, pair_o
 from prefopt.losses.compose import WithNLL
 from prefopt.losses.custom import Custom
 from prefopt.losses.named import LOSSES, Option, make_loss, options_of
-from prefopt.losses.reference_free import CPO, ORPO, SFT, SimPO
+from prefopt.losses.reference_free import CPO, ORPO, SFT, SimPO, Unlikelihood
+from prefopt.losses.variants import APODown, APOZero, BCOPair, DiscoPOP, EXOPair, NCAPair, SPPOHard
 from prefopt.losses.with_reference import DPO, IPO, KTO, Hinge, IPOMean, PlackettLuce, Robust, SigmoidNorm, kto_baseline
 
 __all__ = [
@@ -52,16 +53,24 @@ __all__ = [
     "LOSSES",
     "ORPO",
     "SFT",
+    "APODown",
+    "APOZero",
+    "BCOPair",
     "Custom",
+    "DiscoPOP",
+    "EXOPair",
     "Hinge",
     "IPOMean",
     "Loss",
+    "NCAPair",
     "Option",
     "PlackettLuce",
     "Robust",
+    "SPPOHard",
     "SigmoidNorm",
     "SimPO",
     "Unit",
+    "Unlikelihood",
     "WithNLL",
     "kto_baseline",
     "log_ratio",

@@ -57,8 +57,9 @@ def load(file: Path, name: str) -> Any:
     """What ``name`` is in the user's Python file."""
     if not file.is_file():
         raise UserError(f"{file}: no such file (for --loss {file}:{name})")
-    module_name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
-    module_spec = importlib.util.spec_from_file_location(module_name, file)
+    path = str(file.resolve())
+    module_name = f"{file.stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module  # dataclasses and inspect look a class's module up there
@@ -66,7 +67,7 @@ def load(file: Path, name: str) -> Any:
         module_spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         raise UserError(f"{file}:{line or 1}: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):

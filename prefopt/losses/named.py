@@ -12,7 +12,8 @@ from prefopt.errors import UserError
 from prefopt.losses.base import Loss
 from prefopt.losses.compose import WithNLL
 from prefopt.losses.custom import Custom, load, nearest
-from prefopt.losses.reference_free import CPO, ORPO, SFT, SimPO
+from prefopt.losses.reference_free import CPO, ORPO, SFT, SimPO, Unlikelihood
+from prefopt.losses.variants import APODown, APOZero, BCOPair, DiscoPOP, EXOPair, NCAPair, SPPOHard
 from prefopt.losses.with_reference import DPO, IPO, KTO, Hinge, IPOMean, PlackettLuce, Robust, SigmoidNorm
 
 LOSSES: dict[str, type[Loss]] = {
@@ -28,6 +29,14 @@ LOSSES: dict[str, type[Loss]] = {
     "plackett_luce": PlackettLuce,
     "kto": KTO,
     "sft": SFT,
+    "unlikelihood": Unlikelihood,
+    "exo_pair": EXOPair,
+    "nca_pair": NCAPair,
+    "bco_pair": BCOPair,
+    "sppo_hard": SPPOHard,
+    "apo_zero": APOZero,
+    "apo_down": APODown,
+    "discopop": DiscoPOP,
 }
 
 

@@ -90,6 +90,26 @@ class CPO(Loss):
 
 
 @dataclass(frozen=True)
+class Unlikelihood(Loss):
+    """−log π(y_w|x) + α log π(y_l|x). [P], nats; without a lower bound.
+
+    A baseline of Rafailov et al. 2023, 2305.18290, sec. 6, after Welleck et al. 2019, 1908.04319. Rewards are
+    log π(y|x).
+    """
+
+    alpha: float = 0.1
+    """α, how strongly the rejected response is pushed down; 0.05 to 1 in the paper"""
+    needs_reference = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "alpha")
+
+    def __call__(self, policy: LogProbs, reference: LogProbs | None, preferences: Preferences) -> LossOutput:
+        logp_w, logp_l = pair(policy.sum, preferences)
+        return pair_output(-logp_w + self.alpha * logp_l, policy, preferences, (logp_w, logp_l))
+
+
+@dataclass(frozen=True)
 class SFT(Loss):
     """−mean log π(y|x) over the response's tokens. [P], nats per token.
 

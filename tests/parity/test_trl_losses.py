@@ -19,11 +19,18 @@ from prefopt.losses import (
     KTO,
     ORPO,
     SFT,
+    APODown,
+    APOZero,
+    BCOPair,
+    DiscoPOP,
+    EXOPair,
     Hinge,
     IPOMean,
+    NCAPair,
     Robust,
     SigmoidNorm,
     SimPO,
+    SPPOHard,
     WithNLL,
     kto_baseline,
 )
@@ -125,6 +132,13 @@ SAME_AS_DPO_TRAINER = [
     (Hinge(beta=0.3), dict(loss_type="hinge", beta=0.3)),
     (Robust(beta=0.2, label_smoothing=0.1), dict(loss_type="robust", beta=0.2, label_smoothing=0.1)),
     (SigmoidNorm(beta=5.0), dict(loss_type="sigmoid_norm", beta=5.0)),
+    (EXOPair(beta=0.2, label_smoothing=0.01), dict(loss_type="exo_pair", beta=0.2, label_smoothing=0.01)),
+    (NCAPair(beta=0.2), dict(loss_type="nca_pair", beta=0.2)),
+    (BCOPair(beta=0.2), dict(loss_type="bco_pair", beta=0.2)),
+    (SPPOHard(beta=0.2), dict(loss_type="sppo_hard", beta=0.2)),
+    (APOZero(beta=0.2), dict(loss_type="apo_zero", beta=0.2)),
+    (APODown(beta=0.2), dict(loss_type="apo_down", beta=0.2)),
+    (DiscoPOP(beta=0.05), dict(loss_type="discopop", beta=0.05)),
 ]
 dpo_trainer = pytest.mark.parametrize(("loss", "options"), SAME_AS_DPO_TRAINER, ids=lambda x: repr(x))
 
