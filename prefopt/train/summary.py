@@ -173,8 +173,10 @@ def steps_skipped(run: Run) -> str | None:
 def no_held_out(run: Run) -> str | None:
     if run.held_out:
         return None
-    return "No held-out data: nothing here says how the policy does on new prompts; "
+    return (
+        "No held-out data: nothing here says how the policy does on new prompts; "
         "set --eval-fraction 0.1 or --eval-data."
+    )
 
 
 def chosen_fell(run: Run) -> str | None:
