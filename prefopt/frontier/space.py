@@ -1,0 +1,136 @@
+"""A finite response space as a token tree, so that every response's exact log-probability costs one pass.
+
+The responses to one prompt share their beginnings. Each shared beginning is read once: in depth-first
+order, token j is visible to token i exactly when ``j <= i < subtree_end[j]``. A response's last token is
+followed by the end token, which is predicted and never read, so it is no node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTree:
+    """All Y responses to one prompt, M tokens read in depth-first order, the prompt's first.
+
+    ``ids``, ``depth``, ``parent``, ``subtree_end`` [M]; the root's parent is -1. ``prompt_length``: nodes
+    before it are the prompt, a single path. ``leaf`` [Y]: the node after which each response ends.
+
+    >>> tree = ResponseTree.build([1], [[5, 6], [5, 7], [8]], end_token=2)
+    >>> tree.ids.tolist(), tree.depth.tolist()
+    ([1, 5, 6, 7, 8], [0, 1, 2, 2, 1])
+    >>> tree.parent.tolist(), tree.subtree_end.tolist(), tree.leaf.tolist()
+    ([-1, 0, 1, 1, 0], [5, 4, 3, 4, 5], [2, 3, 4])
+    """
+
+    ids: np.ndarray
+    depth: np.ndarray
+    parent: np.ndarray
+    subtree_end: np.ndarray
+    leaf: np.ndarray
+    prompt_length: int
+    end_token: int
+
+    @classmethod
+    def build(cls, prompt: Sequence[int], responses: Collection[Sequence[int]], end_token: int) -> ResponseTree:
+        """The tree of ``responses``, token ids without the end token, in any order.
+
+        ValueError if two responses are equal, or one or the prompt is empty.
+        """
+        if not len(prompt) or not all(map(len, responses)):
+            raise ValueError("an empty prompt or response has no log-probability")
+        length = np.array([len(response) for response in responses])
+        rows = np.full((len(responses), len(prompt) + length.max()), -1, np.int64)
+        rows[:, : len(prompt)] = prompt
+        for row, response in zip(rows, responses, strict=True):
+            row[len(prompt) : len(prompt) + len(response)] = response
+
+        order = np.lexsort(rows.T[::-1])
+        rows, last = rows[order], len(prompt) + length[order] - 1
+        # A row of the sorted table begins a new node wherever its prefix differs from the row above.
+        differs = np.ones(rows.shape, bool)
+        differs[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
+        if not differs[:, -1].all():
+            raise ValueError("two responses are equal")
+        new = differs & (rows >= 0)
+        node = np.where(new, np.cumsum(new).reshape(new.shape) - 1, -1)
+        node = np.maximum.accumulate(node, axis=0)  # where nothing new begins, the row above's node goes on
+
+        row, depth = np.nonzero(new)
+        parent = np.where(depth > 0, node[row, depth - 1], -1)
+        leaf = np.empty(len(rows), np.int64)
+        leaf[order] = node[np.arange(len(rows)), last]
+        return cls(rows[row, depth], depth, parent, _subtree_ends(differs, new)[new], leaf, len(prompt), end_token)
+
+    @property
+    def source(self) -> np.ndarray:
+        """[N] the node whose hidden state predicts each scored token; N = M - prompt_length + Y."""
+        return np.concatenate([self.parent[self.prompt_length :], self.leaf])
+
+    @property
+    def target(self) -> np.ndarray:
+        """[N] the scored tokens: every node after the prompt, then the end token of each response."""
+        return np.concatenate([self.ids[self.prompt_length :], np.full(len(self.leaf), self.end_token)])
+
+    def enumerate_logps(self, next_token_logps: np.ndarray) -> np.ndarray:
+        """[Y] log π(y|x) in nats from next-token log-probabilities [M, V] at every node.
+
+        >>> tree = ResponseTree.build([1], [[0], [1]], end_token=2)
+        >>> halves = np.log(np.full((3, 3), 0.5))
+        >>> np.exp(tree.enumerate_logps(halves)).tolist()  # two halvings: the word, then the end
+        [0.25, 0.25]
+        """
+        return self.path_sums(next_token_logps[self.source, self.target])
+
+    def path_sums(self, token_logps: np.ndarray) -> np.ndarray:
+        """[Y] sums over each response's tokens of log-probabilities [N], in the order of ``source`` and ``target``."""
+        total = np.zeros(len(self.ids))
+        inner = len(self.ids) - self.prompt_length
+        total[self.prompt_length :] = token_logps[:inner]
+        for depth in range(self.prompt_length, self.depth.max() + 1):
+            nodes = np.flatnonzero(self.depth == depth)
+            total[nodes] += total[self.parent[nodes]]
+        return total[self.leaf] + token_logps[inner:]
+
+
+def _subtree_ends(differs: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """For each cell of the sorted table, the first node of the next row that differs at or before its depth."""
+    rows = len(differs)
+    first_node = np.append(0, np.cumsum(new.sum(1)))  # [Y + 1] nodes begun before each row
+    begins = np.where(differs, np.arange(rows)[:, None], rows)
+    later = np.minimum.accumulate(begins[::-1], axis=0)[::-1]  # this row's or a later one
+    return first_node[np.vstack([later[1:], np.full((1, differs.shape[1]), rows)])]
+
+
+@torch.no_grad()
+def next_token_logps(model: nn.Module, tree: ResponseTree) -> np.ndarray:
+    """[M, V] float64 log π(· | the path to each node), in nats, for a small vocabulary.
+
+    Level by level: all nodes of one depth are one batch, whose keys and values so far are their parents'.
+    ``model`` is any causal language model of transformers with a reorderable cache.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    levels = []
+    row_in_level = np.zeros(len(tree.ids), np.int64)
+    cache = None
+    for depth in range(tree.depth.max() + 1):
+        nodes = np.flatnonzero(tree.depth == depth)
+        row_in_level[nodes] = np.arange(len(nodes))
+        if cache is not None:
+            cache.reorder_cache(torch.as_tensor(row_in_level[tree.parent[nodes]], device=device))
+        out = model(torch.as_tensor(tree.ids[nodes, None], device=device), past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        levels.append((nodes, out.logits[:, -1].double().log_softmax(-1).cpu().numpy()))
+    model.train(was_training)
+    result = np.empty((len(tree.ids), levels[0][1].shape[-1]))
+    for nodes, logps in levels:
+        result[nodes] = logps
+    return result
