@@ -1,0 +1,38 @@
+# Each target makes .venv itself when it is missing or out of date. Needs: make, Python 3.10+ with venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint parity bench clean
+
+help:                 ## what there is
+	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
+
+demo: $(READY)        ## a first run, on preferences that it makes itself
+	$(BIN)/prefopt demo
+
+test: $(READY)        ## the tests
+	$(BIN)/pytest -m "not parity"
+
+lint: $(READY)        ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+parity: $(READY)      ## the losses against TRL's, where TRL can be installed
+	@if $(BIN)/pip install -q -c constraints.txt -e ".[dev,parity]"; then $(BIN)/pytest -m parity tests; \
+	else echo "parity: skipped, because TRL cannot be installed here (the reason stands above)"; fi
+
+bench: $(READY)       ## the measurements
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+
+clean:                ## removes what these targets made, except runs/
+	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find prefopt tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefopt needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
