@@ -136,10 +136,10 @@ class Display:
         done = (step - self._start) / max(1, self.total - self._start)
         if self.terminal:
             self._bars.update(self._bar, completed=step, first=self._first)
-            self._figures.plain = "  " + _row(values, live=True) + f"  memory {size(self._memory())}"
+            self._figures.plain = "  " + _row(values, live=True) + f"  memory {size(self._memory())}B"
         elif self._lines.due(now, done) or step == self.total:
             left = _left(step, self.total, now, self._first)
-            self._line(self.what, f"{self._at(step)}  {_row(values)}  memory {size(self._memory())}  left {left}")
+            self._line(self.what, f"{self._at(step)}  {_row(values)}  memory {size(self._memory())}B  left {left}")
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Held-out figures; the line stays."""
@@ -262,12 +262,15 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people.
+    """A number of bytes (put "B" behind) or parameters, for people.
 
-    >>> size(1_940_000_000), size(512_000)
-    ('1.9 GB', '0.5 MB')
+    >>> size(1_940_000_000), size(24_000_000), size(512_000), size(7)
+    ('1.9 G', '24 M', '512 k', '7 ')
     """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.{0 if count >= 1e7 else 1}f} MB"
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit else 1}f} {letter}"
+    return f"{count:.0f} "
 
 
 def printable(text: str) -> str:

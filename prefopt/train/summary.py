@@ -335,6 +335,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("log p(rejected)", "logps/rejected", ".1f"),
     ("KL to the reference", "kl", ".2f"),
     ("pairs", "pairs", ",.0f"),
+    ("examples", "examples", ",.0f"),
 )
 """what the table of before and after shows: a label, the metric, its format"""
 
