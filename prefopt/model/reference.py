@@ -91,6 +91,7 @@ class ReferenceStore:
 
     def __init__(self, path: Path, scope: Scope):
         self.path, self.scope = Path(path), scope
+        self._label = "|".join(scope).encode()
         self._damaged: set[str] = set()
         self._open()
 
@@ -126,7 +127,7 @@ class ReferenceStore:
             rows = connection.execute(query, [scope, *part])
             for response, total, length, seal in rows:
                 key = response.hex()
-                if seal == self._seal(key, total, length):
+                if seal == self._seal(response, total, length):
                     found[key] = (total, length)
                 else:
                     self._damaged.add(key)
@@ -137,11 +138,14 @@ class ReferenceStore:
         with connection:
             connection.execute("INSERT OR IGNORE INTO scopes (model, adapter, dtype) VALUES (?, ?, ?)", self.scope)
             scope = self._scope_id(connection)
-            again = [(scope, bytes.fromhex(key)) for key, _, _ in rows if key in self._damaged]
+            responses = [bytes.fromhex(key) for key, _, _ in rows]
+            again = [(scope, r) for r in responses if r.hex() in self._damaged]
             connection.executemany("DELETE FROM logps WHERE scope = ? AND response = ?", again)
+            # SQLite has no negative zero: + 0.0 makes it a plain one.
+            figures = [(r, total + 0.0, n) for r, (_, total, n) in zip(responses, rows, strict=True)]
             connection.executemany(
                 "INSERT OR IGNORE INTO logps VALUES (?, ?, ?, ?, ?)",
-                [(scope, bytes.fromhex(key), total, n, self._seal(key, total, n)) for key, total, n in rows],
+                [(scope, *figure, self._seal(*figure)) for figure in figures],
             )
         self._damaged.difference_update(key for key, _, _ in rows)
 
@@ -150,12 +154,11 @@ class ReferenceStore:
         row = connection.execute(query, self.scope).fetchone()
         return row[0] if row else None
 
-    def _seal(self, key: str, total: object, length: object) -> int | None:
+    def _seal(self, response: bytes, total: object, length: object) -> int | None:
         """SQLite does not notice a flipped bit in a value; this sum over the row does."""
         if not isinstance(total, float) or not isinstance(length, int):
             return None
-        text = "|".join([*self.scope, key]).encode()
-        return xxhash.xxh3_64_intdigest(text + struct.pack("<dq", total, length)) - (1 << 63)
+        return xxhash.xxh3_64_intdigest(self._label + response + struct.pack("<dq", total, length)) - (1 << 63)
 
     def _open(self) -> None:
         try:
@@ -183,9 +186,12 @@ class ReferenceStore:
         if self.path.exists() and self.path.stat().st_ino == self._inode:
             log.warning("%s is damaged (%s): set aside as %s, a new one is begun", self.path, error, aside.name)
             # The write-ahead log goes along, or SQLite would replay it into the new file.
-            for suffix in ("", "-wal", "-shm"):
-                if (file := Path(f"{self.path}{suffix}")).exists():
-                    file.rename(f"{aside}{suffix}")
+            try:
+                for suffix in ("", "-wal", "-shm"):
+                    if (file := Path(f"{self.path}{suffix}")).exists():
+                        file.rename(f"{aside}{suffix}")
+            except OSError as refused:
+                raise self._failed(refused) from error
         self._open()
 
     def _failed(self, error: Exception) -> RunFailed:
