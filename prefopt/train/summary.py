@@ -35,7 +35,7 @@ DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
 SATURATED_MARGIN = 5.0
 """σ(−5) = 0.7 %: a pair pulls 75 times less than at the start, where σ(0) = 50 %"""
 LENGTH_CORRELATION = 0.5
-"""a quarter (r²) of the spread of margins is a matter of length"""
+"""a quarter (r²) of the spread of margins is a matter of length; with n pairs also above 3/√n, three standard errors"""
 OVERFIT_GAP = 0.10
 """accuracy, training minus held-out; smaller gaps are usual, and larger ones must also be beyond the interval"""
 OVERFIT_RISE = 0.05
@@ -207,7 +207,7 @@ def margins_saturated(run: Run) -> str | None:
 def length_drift(run: Run) -> str | None:
     name, _, after = run.judged
     correlation = after.get("length_correlation", 0.0)
-    if abs(correlation) > LENGTH_CORRELATION:
+    if abs(correlation) > max(LENGTH_CORRELATION, 3 / math.sqrt(after.get("pairs", math.inf))):
         way = "longer" if correlation > 0 else "shorter"
         return (
             f"Rewards follow length: margins correlate by {correlation:+.2f} with the difference in length on {name} "

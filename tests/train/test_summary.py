@@ -63,6 +63,8 @@ def test_a_good_run_is_told_plainly_and_without_a_warning():
         ({}, {"length_correlation": 0.51}, "+0.51", True),
         ({}, {"length_correlation": -0.51}, "expect shorter answers", True),
         ({}, {"length_correlation": 0.49}, "length", False),
+        ({}, {"length_correlation": 0.76, "pairs": 16}, "length", True),  # 3/√16 = 0.75
+        ({}, {"length_correlation": 0.74, "pairs": 16}, "length", False),
         ({"rewards/accuracies": 0.95}, {}, "Held-out accuracy 80.0 %", True),
         ({"rewards/accuracies": 0.89}, {}, "Held-out accuracy", False),  # a gap under a tenth
         ({"rewards/accuracies": 0.95}, {"rewards/accuracies_high": 0.96}, "far below", False),  # within the interval
