@@ -102,7 +102,14 @@ def split_weight(spec: str) -> tuple[str, float]:
 def show(example: Example) -> str:
     """An example as plain text for a person to look at.
 
-    >>> print(show(Example((Message("user", "2+2?"),), ((Message("assistant", "4"),),))))  # doctest: +SKIP
+    >>> from prefopt.types import Response
+    >>> print(show(Example("2+2=", (Response("4", 1.0), Response("5", 0.0)), "prefs.jsonl:12")))
+    --- prefs.jsonl:12 · prompt
+    2+2=
+    --- response · score 1
+    4
+    --- response · score 0
+    5
     """
 
     def text(content: str | tuple[Message, ...]) -> str:

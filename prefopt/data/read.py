@@ -189,9 +189,16 @@ def _json(stream: IO[bytes], name: str) -> Iterator[Row]:
         return _json_array(stream, name)
     first, second = stream.readline(MAX_ROW + 1), stream.readline(MAX_ROW + 1)
     stream.seek(0)
-    if not head.startswith(b"{") or (second.strip() and first.rstrip().endswith(b"}")):
-        return _json_lines(stream, name)
-    return _json_object(stream, name)
+    lines = second.strip() and _is_json(first)
+    return (_json_object if head.startswith(b"{") and not lines else _json_lines)(stream, name)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _head(stream: IO[bytes]) -> bytes:

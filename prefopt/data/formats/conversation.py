@@ -129,19 +129,15 @@ def from_rank(rank: Any) -> Any:
 
 def split_chat(chosen: Turns, rejected: Turns, scores: tuple[float, float] = (1.0, 0.0)) -> Content:
     """Two whole conversations: the prompt is what they share, up to the last assistant turn at most."""
+    must_end_with_assistant(chosen, "chosen")
+    must_end_with_assistant(rejected, "rejected")
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     while shared and not chosen[shared].role == rejected[shared].role == "assistant":
         shared -= 1
     if not shared:
-        raise BadRow("no-prompt", "the two conversations share no beginning that could be the prompt")
-    return split_at(shared, chosen, rejected, scores)
-
-
-def split_at(shared: int, chosen: Turns, rejected: Turns, scores: tuple[float, float] = (1.0, 0.0)) -> Content:
-    must_end_with_assistant(chosen, "chosen")
-    must_end_with_assistant(rejected, "rejected")
+        raise BadRow("no-prompt", "the two sides share no beginning that could be the prompt")
     return chosen[:shared], (Response(chosen[shared:], scores[0]), Response(rejected[shared:], scores[1]))
 
 

@@ -30,7 +30,6 @@ from prefopt.data.formats.conversation import (
     pair,
     ranking,
     scores,
-    split_at,
     split_chat,
     transcript,
     turns,
@@ -82,7 +81,7 @@ def _(row: Fields) -> Content:
     shared = next(differs, min(len(chosen), len(rejected)))
     cut = max((space.start() for space in re.finditer(r"\s+", chosen[:shared])), default=0)
     if not cut:
-        raise BadRow("no-prompt", "the two texts share no beginning that could be the prompt")
+        raise BadRow("no-prompt", "the two sides share no beginning that could be the prompt")
     return pair(chosen[:cut], chosen[cut:], rejected[cut:], scores(row))
 
 
@@ -112,12 +111,11 @@ def _(row: Fields) -> Content:
 
 @preference("hh", "Anthropic HH: two whole transcripts", chosen=TRANSCRIPT, rejected=TRANSCRIPT)
 def _(row: Fields) -> Content:
+    """The prompt ends before the last Assistant turn; a conversation that forks earlier has none."""
     chosen, rejected = transcript(row["chosen"]), transcript(row["rejected"])
     if chosen[:-1] != rejected[:-1] and chosen[-1].role == rejected[-1].role == "assistant":
         raise BadRow("prompt-differs", "the two sides differ before the last Assistant turn")
-    if len(chosen) == 1:
-        raise BadRow("no-prompt", "no turn before the response")
-    return split_at(len(chosen) - 1, chosen, rejected)
+    return split_chat(chosen, rejected)
 
 
 @preference(

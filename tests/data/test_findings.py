@@ -1,0 +1,142 @@
+"""What examples tell about themselves and about each other; sources mixed with their weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from prefopt.data.findings import inspect_examples, inspected
+from prefopt.data.mix import load, open_source, show, split_weight
+from prefopt.errors import UserError
+from prefopt.types import Example, Message, Response
+
+
+def pair(prompt, *responses, source="a.jsonl:1", scores=(1.0, 0.0)):
+    return Example(prompt, tuple(map(Response, responses, scores)), source)
+
+
+def found(*examples):
+    return [(f.kind, f.message, f.drops) for f in inspect_examples(examples)]
+
+
+def test_a_sound_pair_has_no_findings():
+    assert found(pair("2+2=", "4", "5")) == []
+
+
+@pytest.mark.parametrize(
+    ("example", "kind", "said", "drops"),
+    [
+        (pair("2+2=", "", "5"), "empty", "chosen is empty", True),
+        (pair("2+2=", "4", " \n"), "empty", "rejected is empty", True),
+        (pair("", "4", "5"), "empty", "the prompt is empty", True),
+        (pair("2+2=", "4", "4"), "equal", "the responses are equal", True),
+        (pair("2+2=", "4", "5", scores=(2.0, 2.0)), "tie", "a tie: every response has the score 2", True),
+        (pair("p", "a", "b", "c", scores=(2, 1, 1)), "tie", "some of the ranked responses are tied", False),
+        (pair("p", "a", "b", "b", scores=(3, 2, 1)), "equal", "some of the ranked responses are equal", False),
+        (pair("p", "a", "b", "", scores=(3, 2, 1)), "empty", "response 3 is empty", True),
+        (pair("2+2=", "2+2=4", "2+2=5"), "repeats-prompt", "the responses repeat the prompt", False),
+        (Example("", (Response(" "),)), "empty", "the response is empty", True),
+        (Example((Message("user", "q"),), (Response((Message("assistant", ""),)),)), "empty", "the response is", True),
+    ],
+)
+def test_what_one_example_tells(example, kind, said, drops):
+    ((got_kind, got_said, got_drops),) = found(example)
+    assert (got_kind, got_drops) == (kind, drops)
+    assert got_said.startswith(said)
+
+
+def test_plain_text_needs_no_prompt():
+    assert found(Example("", (Response("all of it"),))) == []
+
+
+def test_twice_the_same_and_the_contrary():
+    examples = [
+        pair("2+2=", "4", "5", source="a.jsonl:1"),
+        pair("2+2=", "4", "5", source="a.jsonl:2", scores=(9.0, 7.0)),
+        pair("2+2=", "5", "4", source="a.jsonl:3"),
+        pair("2+3=", "5", "4", source="a.jsonl:4"),
+    ]
+    assert [str(f) for f in inspect_examples(examples)] == [
+        "a.jsonl:2: the same as a.jsonl:1",
+        "a.jsonl:3: a.jsonl:1 prefers the other side",
+    ]
+    assert [len(findings) for _, findings in inspected(examples)] == [0, 1, 1, 0]
+
+
+def test_rankings_can_contradict_in_one_pair():
+    one = pair("p", "a", "b", "c", source="x", scores=(3, 2, 1))
+    other = pair("p", "a", "c", "b", source="y", scores=(3, 2, 1))
+    assert found(one, other) == [("contradiction", "x prefers the other side", False)]
+
+
+def test_unpaired_answers_that_are_both_good_and_bad():
+    good, bad = Example("p", (Response("a", 1.0),), "x"), Example("p", (Response("a", 0.0),), "y")
+    assert found(good, bad) == [("contradiction", "x prefers the other side", False)]
+    assert found(good, Example("p", (Response("b", 0.0),), "y")) == []
+
+
+def test_texts_are_told_apart_wherever_they_are_cut():
+    assert found(pair("ab", "c", "d", source="x"), pair("a", "bc", "d", source="y")) == []
+    chat = Example((Message("user", "ab"),), (Response((Message("assistant", "c"),), 1.0),), "z")
+    assert found(chat, Example("userab", (Response("assistantc", 1.0),), "w")) == []
+
+
+def test_examples_without_a_place_are_numbered():
+    assert [str(f) for f in inspect_examples([pair("p", "a", "b", source="")] * 2)] == [
+        "example 2: the same as example 1"
+    ]
+
+
+# ---------------------------------------------------------------- sources together
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+GOOD = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
+
+
+def test_sources_are_mixed_with_their_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [GOOD, {"prompt": "2+2=", "chosen": "4"}, {**GOOD, "id": 3}])
+    write(tmp_path / "b.jsonl", [{"question": "q", "response_j": "j", "response_k": "k"}])
+    loaded = load(["a.jsonl", "b.jsonl=0.5"])
+    assert [example.source for example in loaded.examples] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
+    assert loaded.weights == [1.0, 1.0, 0.5]
+    assert loaded.rows == 4
+    assert [str(finding) for finding in loaded.findings] == ['a.jsonl:2: no "rejected"']
+    assert [(s.name, s.layout.name, s.guessed) for s in loaded.sources] == [
+        ("a.jsonl", "preference", True),
+        ("b.jsonl", "stackexchange", True),
+    ]
+    assert loaded.sources[0].unread == ("id",)
+    assert show(loaded.sources[1].sample).splitlines()[:2] == ["--- b.jsonl:1 · prompt", "<user> q"]
+
+
+def test_a_source_streams_and_can_be_read_again(tmp_path):
+    source = open_source(write(tmp_path / "a.jsonl", [GOOD] * 300))
+    assert [sum(1 for _ in source) for _ in range(2)] == [300, 300]
+
+
+def test_the_format_can_be_told(tmp_path):
+    name = write(tmp_path / "a.jsonl", [{"question": "2+2?", "chosen": "4", "rejected": "5"}])
+    with pytest.raises(UserError, match="--format orca"):
+        load([name])
+    loaded = load([name], format="orca")
+    assert loaded.examples[0].prompt == (Message("user", "2+2?"),)
+    assert not loaded.sources[0].guessed
+    with pytest.raises(UserError, match=r'no row of .* can be read as hh: .*a\.jsonl:1: "chosen" is text, not'):
+        load([name], format="hh")
+
+
+def test_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "lr=2", [GOOD])
+    assert split_weight("lr=2") == ("lr=2", 1.0), "a file of that very name"
+    assert split_weight("a.jsonl=2") == ("a.jsonl", 2.0)
+    for bad in ("0", "-1", "nan", "inf", "two", ""):
+        with pytest.raises(UserError, match=f"--data a.jsonl={bad}: the weight must be a number above 0"):
+            split_weight(f"a.jsonl={bad}")
