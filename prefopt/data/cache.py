@@ -60,7 +60,6 @@ def save(key: str, data: EncodedData) -> None:
         "examples": [(e.source, e.key, e.prompt_key, e.scores) for e in examples],
         "counts": dict(data.counts),
         "findings": [asdict(finding) for finding in data.findings],
-        "notes": data.notes,
     }
     meta = {"said": json.dumps(said), "sum": _sum(arrays, json.dumps(said))}
     try:
@@ -73,7 +72,7 @@ def save(key: str, data: EncodedData) -> None:
 
 
 def load(key: str) -> EncodedData | None:
-    """What was saved under the key; None if nothing was, or if it is damaged."""
+    """What was saved under the key, without notes; None if nothing was, or if it is damaged."""
     path = _path(key)
     if not path.exists():
         return None
@@ -106,7 +105,7 @@ def _read(arrays: dict[str, np.ndarray], said: dict[str, Any]) -> EncodedData:
             at += len(response)
         encoded = Encoded(prompt, responses, tuple(scored), tuple(scores), source, content_key, prompt_key)
         examples.append(encoded)
-    return EncodedData(examples, Counter(said["counts"]), [Finding(**f) for f in said["findings"]], said["notes"])
+    return EncodedData(examples, Counter(said["counts"]), [Finding(**f) for f in said["findings"]])
 
 
 def _path(key: str) -> Path:

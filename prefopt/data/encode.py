@@ -211,11 +211,12 @@ class Encoder:
         notes = self.prepare(examples)
         key = cache.key(self.tokenizer, (self.max_length, self.overlong, self.train_on), examples)
         if (stored := cache.load(key)) is not None:
+            stored.notes = notes
             return stored
         drafts, findings = self.drafts(examples)
         data = EncodedData(findings=findings, notes=notes)
         for draft in drafts:
-            self._keep(draft, examples[draft.index], data)
+            self.keep(draft, examples[draft.index], data)
         data.counts.update(finding.kind for finding in data.findings)
         data.counts.update(given=len(examples), kept=len(data.examples))
         cache.save(key, data)
@@ -251,9 +252,16 @@ class Encoder:
 
     def drafts(self, examples: Sequence[Example]) -> tuple[list[Draft], list[Finding]]:
         """Ids of all examples that can be rendered, nothing cut; call ``prepare`` before."""
+        tokens, rendered, findings = self.rendered(examples)
+        return self.assembled(tokens, rendered), findings
+
+    def rendered(self, examples: Sequence[Example]) -> tuple[Tokens, list[Rendered], list[Finding]]:
+        """The text of every example that the template accepts, what reads it, and what was odd."""
         controls = Controls(self.controls, _texts(examples))
-        rendered, findings = self.render(examples, controls)
-        tokens = Tokens(self.tokenizer, controls)
+        return Tokens(self.tokenizer, controls), *self._render(examples, controls)
+
+    def assembled(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[Draft]:
+        """Text to ids, all prompts in one batch and all responses in another."""
         prompts = self._prompts(tokens, rendered)
         pieces = iter(tokens.responses([s for r in rendered for response in r.responses for s in response]))
         drafts = []
@@ -263,10 +271,9 @@ class Encoder:
                 ids, scored = zip(*(next(pieces) for _ in response), strict=True)
                 drafts[-1].responses.append(np.concatenate(ids))
                 drafts[-1].scored.append(np.concatenate(scored))
-        return drafts, findings
+        return drafts
 
-    def render(self, examples: Sequence[Example], controls: Controls) -> tuple[list[Rendered], list[Finding]]:
-        """The text of every example that the template accepts, and what was odd about any."""
+    def _render(self, examples: Sequence[Example], controls: Controls) -> tuple[list[Rendered], list[Finding]]:
         renderer = Renderer(self.tokenizer, controls, self.train_on, self.templated(examples))
         bos = controls.chars.get(self.tokenizer.bos_token or "", "")
         rendered, findings = [], []
@@ -296,7 +303,7 @@ class Encoder:
             prompts.append(ids if len(ids) else start)
         return prompts
 
-    def _keep(self, draft: Draft, example: Example, data: EncodedData) -> None:
+    def keep(self, draft: Draft, example: Example, data: EncodedData) -> None:
         """Adds the example to the data if something is left to learn from, else says why not."""
 
         def report(kind: str, message: str, drops: bool = True) -> None:

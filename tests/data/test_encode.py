@@ -35,8 +35,9 @@ THINKING = (
 )
 # and those that open the thought for the model, and leave it out of every full rendering
 OPENED = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'].split('</think>')[-1] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{{ m['content'].split('</think>')[-1] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 
 
@@ -206,7 +207,7 @@ def test_prompts_alone_are_those_of_training():
     (encoded,) = encoder.encode([example]).examples
     (prompt,) = encoder.prompts([example.prompt])
     assert prompt.tolist() == encoded.prompt.tolist()
-    with pytest.raises(UserError, match="prompt 1: .*Only user"):
+    with pytest.raises(UserError, match=r"prompt 1: .*Only user"):
         Encoder(byte_level(LLAMA)).prompts([(Message("system", "x"),)])
 
 
@@ -478,7 +479,7 @@ def test_a_slow_tokenizer_is_refused_in_a_sentence():
         is_fast = False
         name_or_path = "some/model"
 
-    with pytest.raises(UserError, match="some/model has no tokenizer.json"):
+    with pytest.raises(UserError, match=r"some/model has no tokenizer\.json"):
         Encoder(Slow())
 
 
