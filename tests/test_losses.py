@@ -102,12 +102,11 @@ def test_kto_by_hand():
     assert metrics["rewards/rejected"].tolist() == pytest.approx([-0.5])
 
 
-def test_kto_baseline_has_no_gradient():
-    policy = LogProbs(torch.tensor([-4.0, -7.0], requires_grad=True), torch.ones(2))
-    assert not kto_baseline(policy, REFERENCE_OF_TWO).requires_grad
-
-
-REFERENCE_OF_TWO = LogProbs(torch.tensor([-9.0, -8.0]), torch.ones(2))
+def test_kto_baseline_is_a_mean_above_zero_without_gradient():
+    """s = −4 + 9 = 5 and −7 + 8 = 1, mean 3; the other way around −3, so 0."""
+    one, other = (LogProbs(torch.tensor(s, requires_grad=True), torch.ones(2)) for s in ([-4.0, -7.0], [-9.0, -8.0]))
+    assert kto_baseline(one, other).item() == 3.0 and not kto_baseline(one, other).requires_grad
+    assert kto_baseline(other, one).item() == 0.0
 
 
 def test_sft_by_hand():

@@ -180,7 +180,7 @@ class PlackettLuce(Loss):
         reward = self.beta * log_ratio(policy, reference)[ranking]  # [P, K]
 
         below = present.new_ones(reward.shape[1], reward.shape[1]).triu(1)  # [k, j]: j is ranked below k
-        pairs = below & present[:, :, None] & present[:, None, :]  # [P, k, j]
+        pairs = below & present[:, None, :]  # [P, k, j]
         # a padded place is compared with itself alone, which adds 0 and pulls on nothing
         rivals = pairs | below.new_ones(len(below)).diag()
         rival_rewards = reward[:, None, :].expand(rivals.shape).masked_fill(~rivals, -math.inf)
@@ -239,13 +239,13 @@ class KTO(Loss):
         s = log_ratio(policy, reference)[preferences.chosen]
         sign = good.to(s.dtype) * 2 - 1
         weight = self.desirable_weight * good + self.undesirable_weight * ~good
-        loss = weight * (-sign * self.beta * (s - z0.detach())).sigmoid()  # 1 − σ(z) = σ(−z)
+        loss = weight * (-sign * self.beta * (s - z0)).sigmoid()  # 1 − σ(z) = σ(−z)
         rewards, logps = self.beta * s.detach(), policy.sum.detach()[preferences.chosen]
         metrics = {
             "rewards/chosen": rewards[good],
             "rewards/rejected": rewards[~good],
             "logps/chosen": logps[good],
             "logps/rejected": logps[~good],
-            "baseline": z0.detach().expand_as(s),
+            "baseline": z0.expand_as(s),
         }
         return LossOutput(loss, metrics)
