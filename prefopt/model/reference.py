@@ -261,31 +261,35 @@ def fill(
 
 # --- step 0 -----------------------------------------------------------------------------------
 
+LN_2 = math.log(2)
+
 # Of a reward or loss, in its own unit. Sums of hundreds of log-probs, computed in another packing.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 
 
 def check_step_zero(
-    losses: Tensor, rewards: Tensor, dtype: torch.dtype, sources: Sequence[str], expected: float = math.log(2)
+    losses: Tensor, rewards: Tensor, dtype: torch.dtype, sources: Sequence[str], expected: Tensor | float = LN_2
 ) -> None:
     """Before the first update policy = reference, so each loss [P] is ln 2 and each reward [P] or [P, K] is 0.
 
-    ``expected`` is the loss's value at h = 0 where that is not ln 2. RunFailed otherwise, with the
-    example that is furthest off.
+    ``expected``, one value or [P], is the loss at h = 0 where that is not ln 2. RunFailed otherwise,
+    with the example that is furthest off. The tolerance allows for another packing in that dtype.
 
     >>> check_step_zero(torch.tensor([0.6931]), torch.tensor([[0.0, 0.0]]), torch.float32, ["f.jsonl:1"])
     """
     if not len(losses):
         return
     tolerance = _TOLERANCE[dtype]
+    expected = torch.as_tensor(expected, dtype=torch.float32, device=losses.device).expand(len(losses))
+    loss_off = (losses.float() - expected).abs() / expected.abs().clamp(min=1)
     reward_off = rewards.float().reshape(len(losses), -1).abs().amax(1)
-    off = torch.maximum((losses.float() - expected).abs(), reward_off).nan_to_num(nan=math.inf)
+    off = torch.maximum(loss_off, reward_off).nan_to_num(nan=math.inf)
     count, worst = int((off > tolerance).sum()), int(off.argmax())
     if count:
-        loss, reward = losses[worst].item(), reward_off[worst].item()
+        loss, ideal, reward = losses[worst].item(), expected[worst].item(), reward_off[worst].item()
         raise RunFailed(
             f"step 0: policy and reference should agree, but {count} of {len(losses)} examples are off by more than "
-            f"{tolerance:g}, most of all {sources[worst]} with loss {loss:.4f} instead of {expected:.4f} "
+            f"{tolerance:g}, most of all {sources[worst]} with loss {loss:.4f} instead of {ideal:.4f} "
             f"and reward {reward:.4f} instead of 0. Likely causes: the reference is another model "
             "than the one that training starts from, or its figures are stale; dropout is on; an adapter is "
             "active in one of the two only; the two compute in different dtypes"
