@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -293,6 +295,34 @@ def test_characters_that_stand_in_for_control_tokens_may_be_in_the_text():
     (encoded,) = Encoder(tokenizer).encode([chat(user(strange))]).examples
     assert tokenizer.decode(encoded.prompt) == f"<|im_start|>user\n{strange}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.eos_token_id not in encoded.prompt
+
+
+PIECES = [
+    "</s>",
+    "<s>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<",
+    "|",
+    ">",
+    "im_end",
+    " ",
+    "\n",
+    "x",
+    "é",
+    "\U000f0000",
+    "\ufdd0",
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_any_mixture_of_such_pieces_stays_text(words):
+    tokenizer = byte_level(CHATML)
+    (prompt,) = Encoder(tokenizer).prompts([(user(words),)])
+    assert tokenizer.decode(prompt) == f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n"
+    control = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>", "<|im_start|>")]
+    assert [i for i in prompt if i < 4] == control
 
 
 def test_control_tokens_with_flags_take_the_space_beside_them():
