@@ -245,10 +245,10 @@ class _Window:
         self.text, self.at, self.line, self.column = "", 0, 1, 1
 
     def more(self) -> bool:
-        """Read as much again as is waiting, so that the work stays linear; False at the end."""
+        """Read as much again as is waiting, to keep the work linear, up to the limit; False at the end."""
         self.line, self.column = self.place(self.at)
         self.text, self.at = self.text[self.at :], 0
-        raw = self.stream.read(max(CHUNK, len(self.text)))
+        raw = self.stream.read(max(CHUNK, min(len(self.text), MAX_ROW - len(self.text))))
         try:
             self.text += self.decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:

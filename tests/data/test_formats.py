@@ -284,6 +284,14 @@ def test_nor_does_any_other_column_of_text(column):
     refusal({column: "What is 2+2?", "chosen": "It is 4", "rejected": "It is 5"})
 
 
+def test_nor_does_a_prompt_column_with_a_typing_error():
+    assert 'column "promt": did you mean "prompt"?' in refusal({"promt": "2+2=", "chosen": "4", "rejected": "5"})
+
+
+def test_a_column_that_is_missing_throughout_is_named():
+    assert refusal({"prompt": "a", "chosen": "b"}).endswith('as preference it lacks "rejected"')
+
+
 def test_a_typing_error_in_a_column_gets_the_right_name():
     assert 'column "choosen": did you mean "chosen"?' in refusal({"prompt": "a", "choosen": "b", "rejected": "c"})
 

@@ -52,6 +52,13 @@ class Layout:
     def fits(self, row: Fields) -> bool:
         return all(name in row and kind.holds(row[name]) for name, kind in self.columns.items())
 
+    def lacks(self, row: Fields) -> list[str]:
+        return [name for name in self.columns if name not in row]
+
+    def lacks_one(self, row: Fields) -> bool:
+        """All columns but one are there, with their types."""
+        return len(self.lacks(row)) == 1 and all(k.holds(row[name]) for name, k in self.columns.items() if name in row)
+
     def may_be(self, row: Fields) -> bool:
         return self.fits(row) and self.guess(row)
 
@@ -152,6 +159,9 @@ def _no_layout(rows: Sequence[Row]) -> str:
     told = [one for one in LAYOUTS.values() if one.fits(columns) and one.name != "preference-implicit"]
     if told:
         parts.append("or say " + " or ".join(f"--format {one.name} ({one.about})" for one in told))
+    near = [one for one in LAYOUTS.values() if len(one.columns) > 2 and one.lacks_one(columns)]
+    if len(parts) == 1 and near:
+        parts.append(" or ".join(f'as {one.name} it lacks "{one.lacks(columns)[0]}"' for one in near[:2]))
     if len(parts) == 1:
         parts.append(f"rename them to prompt, chosen and rejected, or say --format with one of {', '.join(LAYOUTS)}")
     return "; ".join(parts)
@@ -160,9 +170,9 @@ def _no_layout(rows: Sequence[Row]) -> str:
 def _renamed(columns: Fields) -> tuple[str, str] | None:
     """(column, the name that it should have), where one layout lacks a single column that another could be."""
     for one in sorted(LAYOUTS.values(), key=lambda one: (-one.task, -len(one.columns))):
-        missing = [name for name in one.columns if name not in columns]
+        missing = one.lacks(columns)
         spare = [c for c in columns if c not in one.columns]
-        if len(missing) == 1 and len(one.columns) > 1:
+        if one.lacks_one(columns) and len(one.columns) > 1:
             close = [c for c in spare if missing == ["prompt"] and c.lower() in PROMPTS]
             close += difflib.get_close_matches(missing[0], spare, n=1, cutoff=0.75)
             close = [c for c in close if one.fits({**columns, missing[0]: columns[c]})]

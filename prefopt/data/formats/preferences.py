@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 
 from prefopt.data.formats.columns import (
@@ -42,7 +43,8 @@ from prefopt.data.formats.layout import PROMPTS, preference
 def has_no_prompt_column(row: Fields) -> bool:
     """No column but the two could hold the prompt: to train on an empty one is the error to prevent."""
     others = {name: v for name, v in row.items() if name not in ("chosen", "rejected") and v is not None}
-    return not any(name.lower() in PROMPTS or (isinstance(v, str) and " " in v.strip()) for name, v in others.items())
+    named = any(name in PROMPTS or difflib.get_close_matches(name, ["prompt"]) for name in map(str.lower, others))
+    return not named and not any(isinstance(v, str) and " " in v.strip() for v in others.values())
 
 
 @preference(
