@@ -83,8 +83,9 @@ class World:
     def __init__(self) -> None:
         self.prompts = tuple(f"{genre} film:" for genre in GENRES)
         self.texts = tuple(TEMPLATE.format(*words) for words in product(*SLOTS))
-        # [Y] which word of each slot
-        opening, adverb, adjective, noun, detail, aspect = np.indices([len(s) for s in SLOTS]).reshape(len(SLOTS), -1)
+        self.words = np.indices([len(slot) for slot in SLOTS]).reshape(len(SLOTS), -1).T
+        """[Y, 6] which word of each slot"""
+        opening, adverb, adjective, noun, detail, aspect = self.words.T
         tone = _column(OPENINGS)[opening]
         claim = _column(ADVERBS)[adverb] * _column(ADJECTIVES)[:, adjective]
         finding = _column(DETAILS)[detail] * _column(ASPECTS)[:, aspect]
@@ -92,15 +93,20 @@ class World:
         agreement = tone * (claim + 0.5 * finding)
         self.reward = np.round(1.25 * claim + finding + _column(NOUNS)[:, noun] + 0.4 * agreement + 0.1 * tone, 2)
         """[X, Y] true reward, to two decimals"""
-        self.corpus_logps = self._corpus((opening, adverb, adjective, noun, detail, aspect), tone + claim + finding)
+        self.corpus_logps = self._corpus(tone + claim + finding, 4 * _column(NOUNS)[:, noun])
         """[X, Y] log-probability of each review in the corpus, in nats"""
 
-    def _corpus(self, words: tuple[np.ndarray, ...], sentiment: np.ndarray) -> np.ndarray:
-        """Each genre has its own favourite words and critics; a critic's mood m tilts them by exp(m · sentiment)."""
+    def _corpus(self, sentiment: np.ndarray, fitting: np.ndarray) -> np.ndarray:
+        """Each genre has favourite words, fitting nouns, and critics whose mood m tilts them by exp(m · sentiment)."""
         rng = np.random.default_rng(2305_18290)
-        taste = sum(0.5 * rng.standard_normal((len(GENRES), len(s)))[:, w] for s, w in zip(SLOTS, words, strict=True))
-        moods = [condition(taste + mood * sentiment).logps for mood in MOODS]
-        return np.logaddexp.reduce([m + np.log(share)[:, None] for m, share in zip(moods, CRITICS.T, strict=True)])
+        taste = fitting + sum(
+            0.5 * rng.standard_normal((len(GENRES), len(s)))[:, w] for s, w in zip(SLOTS, self.words.T, strict=True)
+        )
+        moods = [
+            condition(taste + mood * sentiment).logps + np.log(share)[:, None]
+            for mood, share in zip(MOODS, CRITICS.T, strict=True)
+        ]
+        return np.logaddexp.reduce(moods)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -142,7 +148,7 @@ class World:
 
         >>> [example] = World().corpus(1)
         >>> example.prompt, example.responses[0].content
-        ('Documentary film:', 'Surprisingly, a truly frightening film with warm dialogue.')
+        ('Documentary film:', 'Surprisingly, a truly frightening film with wooden dialogue.')
         """
         rng = np.random.default_rng(seed)
         prompt = rng.integers(len(self.prompts), size=n)
@@ -157,16 +163,13 @@ class World:
         ``flip`` is the rate at which a label is then turned around. ValueError if the policy writes, for some
         prompt, practically one review only.
         """
+        if np.exp(2 * condition(logps).logps).sum(-1).max() > 0.999:
+            raise ValueError("this policy hardly ever writes two different reviews: there is nothing to compare")
         rng = np.random.default_rng(seed)
         prompt = rng.integers(len(self.prompts), size=n)
         first, second = self.draw(logps, prompt, rng), self.draw(logps, prompt, rng)
-        for _ in range(1000):
-            equal = np.flatnonzero(first == second)
-            if not len(equal):
-                break
+        while len(equal := np.flatnonzero(first == second)):
             first[equal], second[equal] = self.draw(logps, prompt[equal], rng), self.draw(logps, prompt[equal], rng)
-        else:
-            raise ValueError("this policy hardly ever writes two different reviews: there is nothing to compare")
         wins = rng.random(n) < bradley_terry(self.reward[prompt, first] - self.reward[prompt, second])
         flipped = rng.random(n) < flip
         chosen_first = wins ^ flipped

@@ -243,7 +243,8 @@ class Placement:
     """Where a policy stands, conditioned on the space and averaged over prompts.
 
     ``gain``: its reward above the reference's; ``frontier_gain``: the most that its KL allows; ``efficiency``:
-    one divided by the other, nan for a policy that has not moved. ``missing``: mass outside the space.
+    one divided by the other, nan for a policy that has not moved (under 1e-9 nats, where rounding decides).
+    ``missing``: mass outside the space.
     """
 
     reward: float
@@ -254,7 +255,7 @@ class Placement:
 
     @property
     def efficiency(self) -> float:
-        return self.gain / self.frontier_gain if self.frontier_gain > 0 else float("nan")
+        return self.gain / self.frontier_gain if self.kl > 1e-9 and self.frontier_gain > 0 else float("nan")
 
 
 @dataclass(frozen=True)
@@ -309,9 +310,9 @@ class Frontier:
         if not 0 < kl < self.end.kl:
             raise ValueError(f"no β has KL {kl:g}: the frontier goes from 0 to {self.end.kl:.4f} nats")
         low = high = 1.0
-        while self.at(low).kl < kl:
+        while self.at(low).kl < kl and low > 1e-30:  # beyond, an end itself is meant, up to rounding
             low /= 4
-        while self.at(high).kl > kl:
+        while self.at(high).kl > kl and high < 1e30:
             high *= 4
         while high / low > 1 + 1e-12:
             middle = np.sqrt(low * high)

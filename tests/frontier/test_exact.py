@@ -352,3 +352,9 @@ class TestFrontier:
     def test_no_beta_beyond_the_ends(self, kl):
         with pytest.raises(ValueError, match=r"the frontier goes from 0 to 0\.6931"):
             Frontier(np.log([[0.5, 0.5]]), np.array([[0.0, 1.0]])).beta_at(kl)
+
+    def test_hardly_moved_and_hardly_short_of_the_end(self):
+        """Where rounding decides, an answer and no endless search."""
+        frontier = Frontier(np.log([[0.5, 0.3, 0.2]]), np.array([[0.0, 1.0, 2.0]]))
+        assert frontier.reward_at(1e-18) == pytest.approx(frontier.start.reward)
+        assert frontier.reward_at(np.nextafter(frontier.end.kl, 0)) == pytest.approx(frontier.end.reward)
