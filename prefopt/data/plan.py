@@ -49,7 +49,7 @@ def _pick(example: Encoded, chosen: Sequence[int], scores: Sequence[float | None
         responses=tuple(example.responses[i] for i in chosen),
         scored=tuple(example.scored[i] for i in chosen),
         scores=tuple(scores or (example.scores[i] for i in chosen)),
-        key=xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}"),
+        key=xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}".encode()),
     )
 
 
@@ -120,7 +120,7 @@ def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[list
     Which prompts are held out depends on the prompts and the seed alone, not on their order or on how
     many pairs each has; a prompt stays on its side when data are added, but for those at the border.
     """
-    rank = {e.prompt_key: xxhash.xxh3_64_intdigest(f"{seed}:{e.prompt_key}") for e in examples}
+    rank = {e.prompt_key: xxhash.xxh3_64_intdigest(f"{seed}:{e.prompt_key}".encode()) for e in examples}
     held_out = set(sorted(rank, key=rank.__getitem__)[: round(fraction * len(rank))])
     train = [e for e in examples if e.prompt_key not in held_out]
     return train, [e for e in examples if e.prompt_key in held_out]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ class LanguageModel:
     """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
 
     def __init__(self, module: nn.Module, way: Way = "rows"):
-        self.module = module
+        self.module: Any = module
         # PEFT puts its layers inside the base model, so the bare model inside runs them too.
-        self.bare = module.get_base_model() if hasattr(module, "get_base_model") else module
+        self.bare: Any = module.get_base_model() if hasattr(module, "get_base_model") else module
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
@@ -46,6 +47,30 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that training changes, by name: what a checkpoint holds."""
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_weights(self, saved: dict[str, Tensor]) -> None:
+        """Put back what ``weights`` gave."""
+        for name, parameter in self.weights().items():
+            parameter.copy_(saved[name])
+
+    def save(self, folder: Path) -> None:
+        """What ``AutoModelForCausalLM.from_pretrained`` reads."""
+        self.bare.save_pretrained(folder)
+
+    def checkpoint_activations(self) -> None:
+        """Keep each layer's input only and recompute the rest in the backward pass."""
+        self.bare.gradient_checkpointing_enable({"use_reentrant": False})
+        self.bare.enable_input_require_grads()
+        self.module.train()  # transformers recomputes in training mode only; there is no dropout left to differ
 
     @cached_property
     def _takes_positions(self) -> bool:

@@ -31,7 +31,9 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
     for way in ways:
         try:
             lm.read_as(way, why)
-            off = float((lm.score(lm.pack(examples)).token - truth).abs().max())
+            token = lm.score(lm.pack(examples)).token
+            assert token is not None
+            off = float((token - truth).abs().max())
         except Exception as error:  # whatever a model's own code raises on an input that it does not know
             problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
         else:

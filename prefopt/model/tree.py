@@ -55,8 +55,8 @@ def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Pac
 def pack_rows(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> PackedBatch:
     """The fallback: one sequence per row, padded at the right. Same types, same numbers, more work.
 
-    >>> pair = Encoded(np.array([65], np.int32), (np.array([67, 2], np.int32),), (np.ones(2, bool),), (None,), "", "", "")
-    >>> pack_rows([pair]).ids.tolist()
+    >>> A, answer = np.array([65], np.int32), np.array([67, 2], np.int32)
+    >>> pack_rows([Encoded(A, (answer,), (np.ones(2, bool),), (None,), "", "", "")]).ids.tolist()
     [[65, 67]]
     """
     sequences, scored = _sequences(examples)

@@ -16,6 +16,7 @@ from prefopt.data import plan
 from prefopt.train.guard import Guard
 from prefopt.train.metrics import Metrics
 from prefopt.train.objective import Objective
+from prefopt.train.optimizer import Schedule as Decay
 from prefopt.train.optimizer import learning_rate, set_learning_rate
 from prefopt.types import Encoded
 
@@ -28,7 +29,7 @@ class Schedule:
     batch_size: int
     peak: float
     warmup: int
-    decay: str
+    decay: Decay
     clip: float
     seed: int
     eval_every: int
@@ -50,7 +51,7 @@ class Hooks:
     """What a run does at the loop's occasions. The loop knows no file and no screen."""
 
     log: Callable[[int, dict[str, float]], None]
-    evaluate: Callable[[int], None]
+    evaluate: Callable[[int], object]
     save: Callable[[int], None]
     should_stop: Callable[[], bool] = field(default=lambda: False)
 
@@ -102,21 +103,36 @@ def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedul
     }
 
 
+def evaluation_batches(units: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+    """In chunks of about what a step holds: KTO's baseline is an average over such a batch."""
+    return [units[start : start + 64] for start in range(0, len(units), 64)]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``values``: averages by name. ``accuracies`` and ``margins``: one per unit, in order, where units are pairs."""
+
+    values: dict[str, float]
+    accuracies: list[float]
+    margins: list[float]
+
+
 @torch.no_grad()
 def evaluate(
     objective: Objective, units: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None
-) -> tuple[dict[str, float], list[float]]:
-    """Average metrics over ``units``, and the reward accuracy of each unit that has one, in their order."""
-    metrics, accuracies = Metrics(), {}
-    # In chunks of about what a step holds: KTO's baseline is an average over such a batch.
-    for start in range(0, len(units), 64):
-        batch = units[start : start + 64]
+) -> Evaluation:
+    """The loss and its metrics over ``units``, without a gradient."""
+    metrics = Metrics()
+    singly: dict[int, tuple[float, float]] = {}
+    for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
         for group in plan.microbatches(batch, objective.tokens_per_microbatch):
             output = objective(group, baseline)
             metrics.add({"loss": output.loss, **output.metrics})
-            won = output.metrics.get("rewards/accuracies")
-            if won is not None and len(won) == len(group):
-                accuracies.update({id(example): value for example, value in zip(group, won.tolist(), strict=True)})
-        progress(start + len(batch))
-    return metrics.reduce(), [accuracies[id(example)] for example in units if id(example) in accuracies]
+            won, margins = output.metrics.get("rewards/accuracies"), output.metrics.get("rewards/margins")
+            if won is not None and margins is not None and len(won) == len(group):
+                figures = zip(won.tolist(), margins.tolist(), strict=True)
+                singly.update(zip(map(id, group), figures, strict=True))
+        progress(len(batch))
+    found = [singly[id(example)] for example in units if id(example) in singly]
+    return Evaluation(metrics.reduce(), [a for a, _ in found], [m for _, m in found])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from prefopt.data import plan
-from prefopt.losses import kto_baseline
+from prefopt.losses import Loss, kto_baseline
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import response_keys
 from prefopt.types import Encoded, LogProbs, LossOutput
@@ -22,20 +21,32 @@ Sums = Mapping[str, tuple[float, int]]
 class Objective:
     """A loss with all that it needs beside the policy's log-probs of one micro-batch."""
 
-    loss: Any
+    loss: Loss
     lm: LanguageModel
     reference: Sums | None = None
     tokens_per_microbatch: int = 4096
 
     @property
     def unit(self) -> plan.Unit:
-        return getattr(self.loss, "unit", "pair")
+        return self.loss.unit
 
     def __call__(self, batch: Sequence[Encoded], baseline: torch.Tensor | None = None) -> LossOutput:
         """The loss [P] of the P examples of a micro-batch, with the policy's gradient."""
         policy = self.lm.logprobs(self.lm.pack(batch))
         comparison = replace(plan.preferences(batch, self.unit, self.lm.device), baseline=baseline)
         return self.loss(policy, self.reference_logprobs(batch), comparison)
+
+    def at_reference(self, batch: Sequence[Encoded]) -> LossOutput:
+        """What the loss gives where the policy is the reference: ln 2 for DPO."""
+        reference = self.reference_logprobs(batch)
+        assert reference is not None
+        comparison = plan.preferences(batch, self.unit, self.lm.device)
+        return self.loss(reference, reference, replace(comparison, baseline=reference.sum.new_zeros(())))
+
+    def all_at_reference(self, units: Sequence[Encoded]) -> dict[str, float]:
+        """Average metrics over ``units`` of a policy that is the reference: nothing needs to be computed."""
+        output = self.at_reference(units)
+        return {name: float(value.mean()) for name, value in {"loss": output.loss, **output.metrics}.items()}
 
     def reference_logprobs(self, batch: Sequence[Encoded]) -> LogProbs | None:
         """[R] sums and lengths, from the store's figures."""
@@ -50,7 +61,7 @@ class Objective:
 
     def baseline(self, batch: Sequence[Encoded]) -> torch.Tensor | None:
         """KTO's z0 over one whole optimizer step, without a gradient; None for every other loss."""
-        if not getattr(self.loss, "needs_baseline", False):
+        if not self.loss.needs_baseline:
             return None
         policy, reference = [], []
         for group in plan.microbatches(plan.mismatched(batch), self.tokens_per_microbatch):

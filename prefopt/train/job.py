@@ -1,0 +1,155 @@
+"""What a run is before it starts: its settings with every choice made, its data, and the steps that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from prefopt import config as settings
+from prefopt import losses
+from prefopt.data import plan
+from prefopt.errors import UserError
+from prefopt.model.load import load_config, load_tokenizer, pick_device, pick_dtype
+from prefopt.train import defaults
+from prefopt.train.display import Display, size
+from prefopt.train.loop import Schedule
+from prefopt.train.prepare import Prepared, prepare
+from prefopt.types import Encoded
+
+SAMPLE = 1000
+FREE = {"resume", "keep", "track", "save_every", "eval_every", "tokens_per_microbatch", "device", "strict"}
+"""Settings that may differ when a run goes on; all others decide where it goes."""
+
+
+@dataclass
+class Job:
+    """Made by ``plan``, which reads the data and the model's configuration but not its weights."""
+
+    config: settings.Training
+    loss: losses.Loss
+    tokenizer: Any
+    data: Prepared
+    schedule: Schedule
+    parameters: int
+
+    @classmethod
+    def plan(cls, config: settings.Training, loss: losses.Loss, display: Display) -> Job:
+        """UserError for anything that the run would stumble over later: folder, length, data, settings."""
+        _check_folder(config)
+        device = pick_device(config.device)
+        tokenizer, model = load_tokenizer(config.model), load_config(config.model)
+        length = _length(config, model)
+        data = prepare(config, tokenizer, loss.unit, length, display.note)
+        parameters = count_parameters(model)
+        schedule = defaults.schedule(config, len(data.train), parameters, imitates=loss.unit == "demonstration")
+        resolved = dataclasses.replace(
+            config,
+            max_length=length,
+            learning_rate=schedule.peak,
+            warmup_steps=schedule.warmup,
+            save_every=schedule.save_every,
+            tokens_per_microbatch=defaults.tokens_per_microbatch(config, device.type == "cuda"),
+        )
+        return cls(resolved, loss, tokenizer, data, schedule, parameters)
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.out / "metrics.jsonl"
+
+    @property
+    def verb(self) -> str:
+        return "sft" if isinstance(self.config, settings.SFT) else "train"
+
+    @property
+    def method(self) -> str:
+        return self.config.loss if isinstance(self.config, settings.Train) else "sft"
+
+    @property
+    def sample(self) -> list[Encoded]:
+        """Training examples that are scored at the end, for a figure to hold beside the held-out one."""
+        order = plan.Order(len(self.data.train), self.config.seed)
+        return [self.data.train[i] for i in order.batch(0, min(SAMPLE, len(self.data.train)))]
+
+    def open_folder(self) -> None:
+        """Create the run's folder and write config.yaml; on resume, hold the settings against it."""
+        file = self.out / "config.yaml"
+        if file.exists():
+            _same_settings(settings.load(file, type(self.config)), self.config, file)
+            return
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            file.write_text(settings.dump(dataclasses.replace(self.config, resume=False)), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from error
+
+    def description(self) -> str:
+        """What ``--dry-run`` prints: what would be done, and what it would need."""
+        config, schedule = self.config, self.schedule
+        per_epoch = sum(example.tokens for example in self.data.train)
+        held_out = f", {len(self.data.held_out):,} held out" if self.data.held_out else ""
+        longest = f"{self.data.longest:,} of at most {config.max_length or 'any'}"
+        rows = {
+            "model": f"{config.model}, {size(self.parameters)} parameters",
+            "method": f"{self.method}  {self.loss}",
+            "data": f"{len(self.data.train):,} examples to train on{held_out}",
+            "tokens": f"{per_epoch:,} an epoch; longest sequence {longest}",
+            "steps": f"{schedule.steps:,} of {schedule.batch_size} examples ({config.epochs:g} epochs)",
+            "learning rate": f"{schedule.peak:g}, {schedule.warmup} steps of warm-up, then {schedule.decay}",
+            "memory": f"about {size(self.memory())}B, with {config.tokens_per_microbatch:,} tokens at once",
+            "writes": str(self.out),
+        }
+        return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+
+    def memory(self) -> int:
+        """Bytes, roughly: weights, gradients, two moments, and about 34 widths of activations a token and layer."""
+        model = load_config(self.config.model).get_text_config()
+        width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
+        each = torch.finfo(pick_dtype(self.config.dtype, pick_device(self.config.device))).bits // 8
+        moments = 2 if self.config.optimizer == "adamw" else 1
+        kept = 2 if self.config.activation_checkpointing else 34
+        activations = (self.config.tokens_per_microbatch or 0) * width * layers * kept
+        return each * (self.parameters * (2 + moments) + activations)
+
+
+def count_parameters(model: Any) -> int:
+    """From a configuration alone: the model is laid out without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model).parameters())
+
+
+def _check_folder(config: settings.Training) -> None:
+    begun = (config.out / "config.yaml").exists()
+    if begun and not config.resume:
+        raise UserError(f"--out {config.out} holds a run already: continue it with --resume, or choose another folder")
+    if not begun and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise UserError(f"--out {config.out} exists and is no run: choose another folder")
+
+
+def _length(config: settings.Training, model: Any) -> int | None:
+    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
+    if config.max_length and limit and config.max_length > limit:
+        raise UserError(f"--max-length {config.max_length}: {config.model} takes {limit} tokens at most")
+    return config.max_length or limit
+
+
+def _same_settings(before: settings.Training, now: settings.Training, file: Path) -> None:
+    for field in dataclasses.fields(now):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if field.name not in FREE and old != new:
+            raise UserError(
+                f"{settings.flag(field.name)} is {new} and was {old} when this run began ({file}): "
+                "leave it as it was to continue, or choose another --out"
+            )

@@ -1,0 +1,73 @@
+"""What a run came to: figures before and after, the model with its card, and a few words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefopt.model.language_model import LanguageModel
+from prefopt.train.card import model_card, write_results
+from prefopt.train.job import Job
+from prefopt.train.loop import Evaluation, TrainingState
+from prefopt.train.metrics import peak_memory, read_metrics
+from prefopt.train.summary import length_correlation, render, summarize, with_interval
+from prefopt.types import Encoded
+
+
+def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, float]:
+    """Averages, and for pairs the accuracy's interval and how far margins follow length."""
+    if not evaluation.accuracies:
+        return evaluation.values | {"examples": len(units)}
+    longer = [len(u.responses[0]) - len(u.responses[1]) for u in units if len(u.responses) > 1]
+    values = with_interval(evaluation.values, evaluation.accuracies, [u.prompt_key for u in units])
+    if len(longer) == len(evaluation.margins):
+        values["length_correlation"] = length_correlation(evaluation.margins, longer)
+    return values
+
+
+def results(job: Job, state: TrainingState, training: dict, held_out: dict | None, seconds: float) -> dict[str, Any]:
+    """What results.json holds. The figures before come from the metrics file, so that a resumed run has them too."""
+    history = read_metrics(job.metrics_file)
+
+    def before(split: str) -> dict[str, float]:
+        first = next((r for r in history if r["split"] == split and r["step"] == 0), {})
+        return {name: value for name, value in first.items() if name not in ("step", "split")}
+
+    return {
+        "method": job.method,
+        "loss": repr(job.loss),
+        "steps": state.step,
+        "skipped_steps": state.guard.skipped,
+        "training": {"before": before("training"), "after": training},
+        "held_out": {"before": before("eval"), "after": held_out} if held_out else None,
+        "seconds": round(seconds, 1),
+        "peak_memory": peak_memory(),
+        "read_as": state.objective.lm.way,
+        "data": {"fingerprint": job.data.fingerprint, **job.data.counts},
+    }
+
+
+def write(job: Job, lm: LanguageModel, figures: dict[str, Any]) -> None:
+    """The model, its card and results.json; then the closing words on the screen."""
+    save_model(job.out / "model", lm, job.tokenizer, model_card(job.config, figures))
+    write_results(job.out / "results.json", job.config, figures)
+    summary = summarize(read_metrics(job.metrics_file), figures)
+    render(summary, figures)
+    print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}")
+
+
+def save_model(folder: Path, lm: LanguageModel, tokenizer: Any, card: str) -> None:
+    """A folder that ``AutoModelForCausalLM.from_pretrained`` reads: written aside, then renamed, so whole or absent."""
+    aside, old = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    lm.save(aside)
+    tokenizer.save_pretrained(aside)
+    (aside / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""From files to the units that a run trains on and holds out, with an account of every row on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from prefopt.config import Training
+from prefopt.data import plan
+from prefopt.data.encode import Encoder
+from prefopt.data.findings import inspect_examples
+from prefopt.data.mix import load
+from prefopt.errors import UserError
+from prefopt.types import Encoded, Finding
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``train`` and ``held_out`` are units of the loss; the rest tells how they came about."""
+
+    train: list[Encoded]
+    held_out: list[Encoded]
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is trained on and held out, by content; a resumed run must find the same."""
+        content = xxhash.xxh3_128()
+        for part in (self.train, self.held_out):
+            content.update(b"|" + b"".join(example.key.encode() for example in part))
+        return content.hexdigest()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(e.prompt) + len(r) for e in [*self.train, *self.held_out] for r in e.responses)
+
+
+def prepare(
+    config: Training, tokenizer: Any, unit: plan.Unit, max_length: int | None, note: Callable[[str], None]
+) -> Prepared:
+    """Read, check, encode, split and plan. UserError when nothing is left, or with ``strict`` on any finding."""
+    encoder = Encoder(tokenizer, max_length, config.overlong, config.train_on)
+    counts: Counter[str] = Counter()
+    findings: list[Finding] = []
+    notes: list[str] = []
+
+    def units(specs: Sequence[str]) -> list[Encoded]:
+        loaded = load(specs, config.format)
+        notes.extend(f"{source.name}: read as {source.layout.name}" for source in loaded.sources if source.guessed)
+        odd = [*loaded.findings, *inspect_examples(loaded.examples)]
+        bad = {finding.source for finding in odd if finding.drops}
+        data = encoder.encode([example for example in loaded.examples if example.source not in bad])
+        findings.extend([*odd, *data.findings])
+        notes.extend(data.notes)
+        counts.update(data.counts)
+        weight = {example.source: w for example, w in zip(loaded.examples, loaded.weights, strict=True)}
+        times = plan.repeated([weight[example.source] for example in data.examples], config.seed)
+        return plan.units([data.examples[i] for i in times], unit)
+
+    train, held_out = units(config.data), []
+    if config.eval_data:
+        held_out = units(config.eval_data)
+        seen = {example.prompt_key for example in train}
+        overlap = sum(example.prompt_key in seen for example in held_out)
+        if overlap:
+            notes.append(f"{overlap} of {len(held_out)} held-out examples have a prompt that is trained on too")
+    elif config.eval_fraction:
+        train, held_out = plan.split(train, config.eval_fraction, config.seed)
+        if not held_out:
+            notes.append(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
+    if config.strict and findings:
+        raise UserError(_strict(findings))
+    if not train:
+        reasons = ", ".join(f"{n} {kind}" for kind, n in Counter(f.kind for f in findings).most_common(3))
+        raise UserError(f"{', '.join(config.data)}: nothing is left to train on ({reasons or 'no rows'})")
+    for text in dict.fromkeys(notes):
+        note(text)
+    for line in account(findings):
+        note(line)
+    return Prepared(train, held_out, counts, findings, list(dict.fromkeys(notes)))
+
+
+def account(findings: Sequence[Finding]) -> list[str]:
+    """One line for each kind of finding: how many, what became of them, and where the first ones are."""
+    lines = []
+    for kind in dict.fromkeys(f.kind for f in findings):
+        of_kind = [f for f in findings if f.kind == kind]
+        dropped = sum(f.drops for f in of_kind)
+        places = ", ".join(f.source for f in of_kind[:3]) + (", ..." if len(of_kind) > 3 else "")
+        done = "dropped" if dropped == len(of_kind) else f"{dropped} dropped" if dropped else "kept"
+        lines.append(f"{len(of_kind)} {kind} ({done}): {places}")
+    return lines
+
+
+def _strict(findings: Sequence[Finding]) -> str:
+    first = findings[0]
+    more = f", and {len(findings) - 1} more findings" if len(findings) > 1 else ""
+    return f"{first.source}: {first.message}{more}; --strict refuses such data (prefopt check lists all of them)"

@@ -1,0 +1,109 @@
+"""The reference pass: every log-prob of the reference that the run will ask for, before the first step.
+
+The reference is usually the model that training starts from, so it is that very model which is asked,
+before it changes: no second copy is ever in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from prefopt import config as settings
+from prefopt.data import plan
+from prefopt.model.fingerprint import model_fingerprint
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import load_model
+from prefopt.model.reference import ReferenceStore, Row, Scope, check_step_zero, default_path, fill, response_keys
+from prefopt.train.display import Display
+from prefopt.train.job import Job
+from prefopt.train.loop import evaluation_batches
+from prefopt.train.objective import Objective
+from prefopt.types import Encoded
+
+
+def reference_sums(job: Job, objective: Objective, display: Display) -> Objective:
+    """``objective`` with the reference's figures, from the store or computed now."""
+    config = job.config
+    name = config.reference if isinstance(config, settings.Train) else None
+    reference = objective.lm
+    if name is not None and name != config.model:
+        reference = load_model(name, config.dtype, config.device, job.data.longest)
+    scope = Scope(model_fingerprint(reference.bare), "", str(reference.dtype).removeprefix("torch."))
+    wanted: dict[str, tuple[Encoded, int]] = {}
+    for example in _asked(job, objective):
+        wanted |= {key: (example, r) for r, key in enumerate(response_keys(example))}
+
+    def scorer(missing: list[str]) -> Iterator[Row]:
+        with display.pass_("reference log-probs", len(missing)) as advance:
+            examples = _together([wanted[key] for key in missing])
+            for group in plan.microbatches(examples, objective.tokens_per_microbatch):
+                rows = _rows(reference, group)
+                yield from rows
+                advance(len(rows))
+
+    with ReferenceStore(default_path(), scope) as store:
+        return replace(objective, reference=fill(store, scorer, wanted))
+
+
+def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
+    """Everything whose reference log-prob some step or evaluation will need."""
+    config, units = job.schedule, job.data.train
+    order = plan.Order(len(units), config.seed)
+    if config.steps * config.batch_size < len(units):  # a short run asks for what it reads, not for all
+        yield from (units[i] for step in range(config.steps) for i in order.batch(step, config.batch_size))
+        yield from job.sample
+    else:
+        yield from units
+    yield from job.data.held_out
+    if objective.loss.needs_baseline:
+        for step in range(config.steps):
+            yield from plan.mismatched([units[i] for i in order.batch(step, config.batch_size)])
+        for batch in [*evaluation_batches(job.data.held_out), *evaluation_batches(job.sample)]:
+            yield from plan.mismatched(batch)
+
+
+def _together(responses: list[tuple[Encoded, int]]) -> list[Encoded]:
+    """Responses of one example as one again, so that they share its prompt."""
+    of: dict[int, tuple[Encoded, list[int]]] = {}
+    for example, r in responses:
+        of.setdefault(id(example), (example, []))[1].append(r)
+    return [
+        replace(
+            example,
+            responses=tuple(example.responses[r] for r in chosen),
+            scored=tuple(example.scored[r] for r in chosen),
+            scores=tuple(example.scores[r] for r in chosen),
+        )
+        for example, chosen in of.values()
+    ]
+
+
+def _rows(lm: LanguageModel, group: list[Encoded]) -> list[Row]:
+    keys = [key for example in group for key in response_keys(example)]
+    logps = lm.score(lm.pack(group))
+    return list(zip(keys, logps.sum.tolist(), map(int, logps.length.tolist()), strict=True))
+
+
+def verify_step_zero(job: Job, objective: Objective) -> None:
+    """Before the first update a policy that starts from its reference must agree with it; RunFailed if it does not.
+
+    The first step's examples are scored again, in the packing that training will use.
+    """
+    if objective.reference is None or not starts_from_reference(job):
+        return
+    units = job.data.train
+    batch = [units[i] for i in plan.Order(len(units), job.schedule.seed).batch(0, job.schedule.batch_size)]
+    with torch.no_grad():
+        baseline = objective.baseline(batch)
+        for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+            found, expected = objective(group, baseline), objective.at_reference(group)
+            rewards = torch.stack([found.metrics[f"rewards/{side}"] for side in ("chosen", "rejected")], 1)
+            check_step_zero(found.loss, rewards, objective.lm.dtype, [e.source for e in group], expected.loss)
+
+
+def starts_from_reference(job: Job) -> bool:
+    config = job.config
+    return isinstance(config, settings.Train) and config.reference in (None, config.model)

@@ -1,0 +1,173 @@
+"""A run, from its settings to its folder: what ``prefopt sft`` and ``prefopt train`` do, in order.
+
+config.yaml      the settings, with what was chosen
+metrics.jsonl    a line for every step and every evaluation
+checkpoints/     to resume from
+model/           what AutoModelForCausalLM.from_pretrained reads
+results.json     the figures, before and after
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from prefopt import config as settings
+from prefopt import losses
+from prefopt.errors import Stopped, UserError
+from prefopt.model.load import load_model
+from prefopt.train import checkpoint, optimizer, outcome, rng
+from prefopt.train.display import Display
+from prefopt.train.guard import Guard, stop_on_signal
+from prefopt.train.job import Job
+from prefopt.train.loop import Hooks, TrainingState, evaluate, fit
+from prefopt.train.metrics import MetricsFile
+from prefopt.train.objective import Objective
+from prefopt.train.outcome import described
+from prefopt.train.reference import reference_sums, starts_from_reference, verify_step_zero
+from prefopt.train.track import Trackers
+from prefopt.types import Encoded
+
+
+def sft(config: settings.SFT, dry_run: bool = False) -> int:
+    """Supervised fine-tuning. Writes ``config.out`` and returns exit code 0."""
+    run(config, losses.SFT(), dry_run)
+    return 0
+
+
+def train(config: settings.Train, dry_run: bool = False) -> int:
+    """Tune on preferences with a named loss, or one from the user's own file."""
+    run(config, losses.make_loss(config.loss, config.loss_options or {}), dry_run)
+    return 0
+
+
+def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> dict[str, Any] | None:
+    """UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved."""
+    began = time.monotonic()
+    with Display(0, "set-up") as display:
+        job = Job.plan(config, loss, display)
+        if dry_run:
+            print(job.description())
+            return None
+        trackers = Trackers(config.track, config.out, display.warn)
+        job.open_folder()
+        torch.manual_seed(config.seed)
+        objective = _objective(job, display)
+        state = _start(job, objective, display)
+    with (
+        MetricsFile(job.metrics_file, resume_at=state.step) as file,
+        Display(job.schedule.steps, job.verb, start=state.step) as display,
+        stop_on_signal() as stop,
+    ):
+        trackers.start(job.out.name, job.config, state.step)
+        recorder = Recorder(job, state, file, trackers, display)
+        if state.step == 0:
+            recorder.before()
+        finished = fit(
+            state, job.data.train, job.schedule,
+            Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested),
+        )  # fmt: skip
+        if not finished:
+            raise Stopped(
+                f"stopped by {stop.reason} at step {state.step} of {job.schedule.steps}; all is saved: "
+                "continue with the same command and --resume"
+            )
+        held_out, training = recorder.evaluate(state.step), recorder.sample(state.step)
+        trackers.finish()
+    figures = outcome.results(job, state, training, held_out, time.monotonic() - began)
+    outcome.write(job, objective.lm, figures)
+    return figures
+
+
+def _objective(job: Job, display: Display) -> Objective:
+    """The model and, where the loss compares with a reference, the reference's figures for all data."""
+    config = job.config
+    lm = load_model(config.model, config.dtype, config.device, job.data.longest)
+    if lm.why:
+        display.note(lm.why)
+    assert config.tokens_per_microbatch is not None
+    objective = Objective(job.loss, lm, None, config.tokens_per_microbatch)
+    if job.loss.needs_reference:
+        objective = reference_sums(job, objective, display)
+    if config.activation_checkpointing:
+        lm.checkpoint_activations()
+    return objective
+
+
+def _start(job: Job, objective: Objective, display: Display) -> TrainingState:
+    """The state of step 0, or that of the newest whole checkpoint."""
+    config = job.config
+    trained = objective.lm.module.named_parameters()
+    state = TrainingState(objective, optimizer.build(config.optimizer, trained, config.weight_decay), Guard())
+    found = checkpoint.load_newest(job.checkpoints) if config.resume else None
+    if found is None:
+        if config.resume:
+            display.note(f"{job.out}: no checkpoint yet, so the run begins at step 0")
+        verify_step_zero(job, objective)
+        return state
+    if found.state["data"] != job.data.fingerprint:
+        raise UserError(f"{job.out}: the data are not those that this run began with; use another --out for them")
+    objective.lm.load_weights(found.tensors("model"))
+    optimizer.restore_state(state.optimizer, found.tensors("optimizer"))
+    rng.restore(found.tensors("rng"))
+    state.step, state.guard = found.step, Guard(**found.state["guard"])
+    display.note(f"resumed from {found.path} at step {found.step}")
+    return state
+
+
+@dataclass
+class Recorder:
+    """Puts what the loop reports where it belongs: file, trackers, screen, checkpoints."""
+
+    job: Job
+    state: TrainingState
+    file: MetricsFile
+    trackers: Trackers
+    display: Display
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        self._write(step, "train", values)
+        self.display.step(step, values)
+
+    def evaluate(self, step: int) -> dict[str, float] | None:
+        """The held-out data."""
+        return self._evaluated(step, "eval", self.job.data.held_out) if self.job.data.held_out else None
+
+    def sample(self, step: int) -> dict[str, float]:
+        """Some of the training data, to hold beside it."""
+        return self._evaluated(step, "training", self.job.sample)
+
+    def before(self) -> None:
+        """Step 0 is evaluated: what the run began with."""
+        self.evaluate(0)
+        if starts_from_reference(self.job) and self.state.objective.reference is not None:
+            values = self.state.objective.all_at_reference(self.job.sample)  # known without another pass
+            self._write(0, "training", values)
+        else:
+            self.sample(0)
+
+    def _evaluated(self, step: int, split: str, units: list[Encoded]) -> dict[str, float]:
+        with self.display.pass_(f"{split} at step {step}", len(units)) as advance:
+            evaluation = evaluate(self.state.objective, units, advance)
+        values = described(evaluation, units)
+        self._write(step, split, values)
+        if split == "eval":
+            self.display.evaluation(step, values)
+        return values
+
+    def save(self, step: int) -> None:
+        tensors = {
+            "model": self.state.objective.lm.weights(),
+            "optimizer": optimizer.flatten_state(self.state.optimizer),
+            "rng": rng.capture(),
+        }
+        state: dict[str, Any] = {"guard": asdict(self.state.guard), "data": self.job.data.fingerprint}
+        checkpoint.save(self.job.checkpoints, step, tensors, state)
+        checkpoint.prune(self.job.checkpoints, self.job.config.keep)
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        self.file.write(step, split, values)
+        self.trackers.log(step, split, values)
