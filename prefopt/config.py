@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,6 @@ Overlong = Literal["drop", "cut-prompt", "cut-response"]
 TrainOn = Literal["last-assistant", "all-assistant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt-neox"]
 
 
 class SettingError(UserError):
@@ -75,17 +75,15 @@ class NewModel:
     """Make a small model with random weights, and its tokenizer."""
 
     size: str
-    """parameters, embeddings included: 3M, 30M, 0.5B"""
+    """parameters, embeddings included, such as 3M, 30M or 0.5B"""
     tokenizer_from: str
     """data to train a tokenizer on, or a folder with a tokenizer"""
     out: Path
     """the folder to write"""
-    architecture: Architecture = "llama"
+    architecture: Literal["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt-neox"] = "llama"
     """family of the model"""
     vocab: int | None = None
-    """tokens of a tokenizer that is trained; by default 4096, or 1024 below 1M parameters"""
-    format: str | None = None
-    """layout of the data, when it cannot be guessed"""
+    """tokens of a tokenizer that is trained; by default from the size, 4096 for 3M"""
     max_length: int = 1024
     """longest sequence that the model takes, in tokens"""
     seed: int = 0
@@ -94,8 +92,20 @@ class NewModel:
     def __post_init__(self) -> None:
         _positive(self, "max_length")
         _not_negative(self, "seed")
-        if self.vocab is not None and self.vocab < 257 + 3:
-            raise SettingError("vocab", f"must be at least 260 (all bytes, and special tokens), not {self.vocab}")
+        if self.vocab is not None and self.vocab < 300:
+            raise SettingError("vocab", f"must be at least 300 (the 256 bytes and some more), not {self.vocab}")
+        _ = self.parameters
+
+    @property
+    def parameters(self) -> int:
+        """
+        >>> NewModel(size="0.5B", tokenizer_from="prefs.jsonl", out=Path("base")).parameters
+        500000000
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", self.size.upper())
+        if not match:
+            raise SettingError("size", f"must be a number and K, M or B, such as 3M, not {self.size!r}")
+        return round(float(match[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[match[2]])
 
 
 @dataclass(frozen=True, kw_only=True)
