@@ -92,7 +92,6 @@ class ReferenceStore:
     def __init__(self, path: Path, scope: Scope):
         self.path, self.scope = Path(path), scope
         self._label = "|".join(scope).encode()
-        self._damaged: set[str] = set()
         self._open()
 
     def __enter__(self) -> ReferenceStore:
@@ -106,7 +105,10 @@ class ReferenceStore:
 
     def get(self, keys: Sequence[str]) -> Sums:
         """What is known of ``keys``."""
-        return self._run(lambda connection: self._get(connection, keys))
+        found, damaged = self._run(lambda connection: self._read(connection, keys))
+        for key in damaged:
+            log.warning("%s: the row of response %s is damaged; it is computed again", self.path, key)
+        return found
 
     def put(self, rows: Sequence[Row]) -> None:
         """Commit ``rows``. RunFailed if one is not finite: a reference that gives NaN is no reference."""
@@ -116,38 +118,40 @@ class ReferenceStore:
                     f"the reference's log-probability of a response of {length} tokens is {total}: check the model"
                     f" and its dtype ({self.scope.dtype})"
                 )
-        self._run(lambda connection: self._put(connection, rows))
+        self._run(lambda connection: self._write(connection, rows))
 
-    def _get(self, connection: sqlite3.Connection, keys: Sequence[str]) -> Sums:
+    def _read(self, connection: sqlite3.Connection, keys: Sequence[str]) -> tuple[Sums, list[str]]:
+        """What is known, and the keys of rows that are not as they were written."""
         scope = self._scope_id(connection)
         found: Sums = {}
+        damaged = []
         for start in range(0, len(keys), 900):  # SQLite before 3.32 takes 999 variables
             part = [bytes.fromhex(key) for key in keys[start : start + 900]]
             query = f"SELECT response, sum, length, seal FROM logps WHERE scope = ? AND response IN ({_marks(part)})"
-            rows = connection.execute(query, [scope, *part])
-            for response, total, length, seal in rows:
-                key = response.hex()
+            for response, total, length, seal in connection.execute(query, [scope, *part]):
+                if not isinstance(response, bytes):
+                    raise sqlite3.DatabaseError("a key is of the wrong type")
                 if seal == self._seal(response, total, length):
-                    found[key] = (total, length)
+                    found[response.hex()] = (total, length)
                 else:
-                    self._damaged.add(key)
-                    log.warning("%s: the row of response %s is damaged; it is computed again", self.path, key)
-        return found
+                    damaged.append(response.hex())
+        return found, damaged
 
-    def _put(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    def _write(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         with connection:
+            connection.execute("BEGIN IMMEDIATE")  # nobody writes between the look and the insert
             connection.execute("INSERT OR IGNORE INTO scopes (model, adapter, dtype) VALUES (?, ?, ?)", self.scope)
             scope = self._scope_id(connection)
-            responses = [bytes.fromhex(key) for key, _, _ in rows]
-            again = [(scope, r) for r in responses if r.hex() in self._damaged]
-            connection.executemany("DELETE FROM logps WHERE scope = ? AND response = ?", again)
+            keys = [key for key, _, _ in rows]
+            found, _ = self._read(connection, keys)
             # SQLite has no negative zero: + 0.0 makes it a plain one.
-            figures = [(r, total + 0.0, n) for r, (_, total, n) in zip(responses, rows, strict=True)]
+            figures = [(bytes.fromhex(key), total + 0.0, n) for key, total, n in rows if key not in found]
             connection.executemany(
-                "INSERT OR IGNORE INTO logps VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO logps VALUES (?, ?, ?, ?, ?)",
                 [(scope, *figure, self._seal(*figure)) for figure in figures],
             )
-        self._damaged.difference_update(key for key, _, _ in rows)
+            if len(self._read(connection, keys)[0]) < len(set(keys)):
+                raise sqlite3.DatabaseError("what was written is not found again")
 
     def _scope_id(self, connection: sqlite3.Connection) -> int | None:
         query = "SELECT id FROM scopes WHERE model = ? AND adapter = ? AND dtype = ?"
@@ -173,7 +177,7 @@ class ReferenceStore:
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return work(self._connection)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a message may quote the damage itself
             if _is_environment(error):
                 raise self._failed(error) from error
             self._set_aside(error)
@@ -220,7 +224,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         )
 
 
-def _is_environment(error: sqlite3.Error) -> bool:
+def _is_environment(error: Exception) -> bool:
     """Is the disk, a lock or a permission to blame, and not what the file holds?"""
     signs = ("locked", "busy", "full", "readonly", "disk I/O", "unable to open", "locking protocol")
     return any(sign in str(error) for sign in signs)

@@ -164,14 +164,11 @@ def test_a_flipped_bit_is_never_believed(whole, tmp_path_factory, data):
     position = data.draw(st.sampled_from(used) | st.integers(0, len(content) - 1))
     content[position] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    try:
-        with ReferenceStore(path, SCOPE) as store:
-            found = store.get(KEYS)
-            assert found.items() <= KNOWN.items()
-            store.put([row for row in ROWS if row[0] not in found])
-            assert store.get(KEYS).items() <= KNOWN.items()
-    except RunFailed as error:  # a header that says read-only is taken at its word
-        assert str(path) in str(error)
+    with ReferenceStore(path, SCOPE) as store:
+        found = store.get(KEYS)
+        assert found.items() <= KNOWN.items()
+        store.put([row for row in ROWS if row[0] not in found])
+        assert store.get(KEYS) == KNOWN
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 4095, 4096, 5000])
