@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(argv)
+        sys.stdout.flush()
         return 0
     except (UserError, RunFailed, Stopped) as error:
         if os.environ.get("PREFOPT_DEBUG"):
@@ -61,14 +62,15 @@ def _run(argv: list[str]) -> None:
 
 def _execute(name: str, command: Command, words: list[str]) -> None:
     given = parse(command, words)
-    extra = {key: given.pop(key, None) for key in ("config", "print_config", "dry_run")}
-    settings = config.read(extra["config"]) if extra["config"] else {}
+    file, printing = given.pop("config", None), given.pop("print_config", "false") == "true"
+    dry_run = command.trains and given.pop("dry_run", "false") == "true"
+    settings = config.read(file) if file else {}
     settings |= {key: Setting(value) for key, value in given.items()}
     resolved: Any = config.build(command.settings, settings, needed_by=f"prefopt {name}")
-    if not extra["print_config"]:
-        command.run(resolved, dry_run=bool(extra["dry_run"]))
-    elif extra["dry_run"] or getattr(resolved, "resume", False):
-        raise UserError(f"--print-config runs nothing: drop it, or {'--dry-run' if extra['dry_run'] else '--resume'}")
+    if not printing:
+        command.run(resolved, dry_run)
+    elif dry_run or getattr(resolved, "resume", False):
+        raise UserError(f"--print-config runs nothing: drop it, or {'--dry-run' if dry_run else '--resume'}")
     else:
         print(config.dump(resolved), end="")
 
@@ -99,6 +101,8 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
             if key in flags and not switch and not follows:
                 raise UserError(f"{name} needs a value: {flags[key].help}")
             value = left.pop(0) if follows and not switch else "true"
+        if switch and value not in ("true", "false"):
+            raise UserError(f"{name} must be true or false, not {value!r}")
         if key in flags and flags[key].repeatable:
             given.setdefault(key, []).append(value)
         elif key in given:
