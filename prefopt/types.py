@@ -227,7 +227,7 @@ class Mean(NamedTuple):
     """
 
     sum: float
-    count: int
+    count: int  # type: ignore[assignment]  # of observations; tuple.count is never meant
 
     def __add__(self, other: Mean) -> Mean:  # type: ignore[override]
         return Mean(self.sum + other.sum, self.count + other.count)

@@ -54,9 +54,8 @@ def _pick(example: Encoded, chosen: Sequence[int], scores: Sequence[float | None
 
 
 def _pairs(example: Encoded) -> list[Encoded]:
-    s = example.scores
-    both = combinations(range(len(s)), 2)
-    return [_pick(example, (i, j)) for i, j in both if s[i] is not None and s[j] is not None and s[i] > s[j]]
+    both = combinations(enumerate(example.scores), 2)
+    return [_pick(example, (i, j)) for (i, a), (j, b) in both if a is not None and b is not None and a > b]
 
 
 def _ranking(example: Encoded) -> list[Encoded]:

@@ -74,7 +74,7 @@ def tree_attention(
     """[1, heads, T, d] from query [1, heads, T, d] and key, value [1, heads, T, d]."""
     # split, not slices: the backward of a split is one concatenation, that of each slice a full-size zero.
     queries, keys, values = (x.split(tree.lengths, dim=2) for x in (query, key, value))
-    out = []
+    out: list[Tensor] = []
     for run, ancestors in enumerate(tree.ancestors):
         path = [*ancestors, run]
         k = keys[run] if not ancestors else torch.cat([keys[r] for r in path], dim=2)

@@ -30,7 +30,7 @@ class LanguageModel:
     def __init__(self, module: nn.Module, way: Way = "rows"):
         self.module: Any = module
         # PEFT puts its layers inside the base model, so the bare model inside runs them too.
-        self.bare: Any = module.get_base_model() if hasattr(module, "get_base_model") else module
+        self.bare: Any = self.module.get_base_model() if hasattr(module, "get_base_model") else module
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""

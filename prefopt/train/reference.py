@@ -31,7 +31,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     reference = objective.lm
     if name is not None and name != config.model:
         reference = load_model(name, config.dtype, config.device, job.data.longest)
-    scope = Scope(model_fingerprint(reference.bare), "", str(reference.dtype).removeprefix("torch."))
+    scope = Scope(model_fingerprint(reference.module), "", str(reference.dtype).removeprefix("torch."))
     wanted: dict[str, tuple[Encoded, int]] = {}
     for example in _asked(job, objective):
         wanted |= {key: (example, r) for r, key in enumerate(response_keys(example))}
