@@ -206,7 +206,7 @@ class SFT(Training):
 class Train(Training):
     """Tune a model on preferences."""
 
-    loss: str = "dpo"
+    loss: str = "dpo"  # from Python, any loss
     """a name below, or file.py:Class of your own; its fields become flags, e.g. --beta"""
     loss_options: dict[str, float | int | bool | str] | None = None
     """filled from the flags that are the loss's fields"""
@@ -384,6 +384,8 @@ def read(path: str | Path) -> dict[str, Setting]:
 def dump(config: Any) -> str:
     """YAML that `load` reads back as an equal configuration, with the defaults of the loss filled in.
 
+    A loss that was handed over from Python and has no name is written as it prints, for people only.
+
     >>> print(dump(Demo(seed=3)), end="")
     out: runs/demo
     seed: 3
@@ -392,8 +394,11 @@ def dump(config: Any) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "loss_options":
-            options = {name: option.default for name, option in _loss_options(config.loss).items()}
-            lines |= options | (value or {})
+            if isinstance(config.loss, str):
+                lines |= {name: option.default for name, option in _loss_options(config.loss).items()}
+            lines |= value or {}
+        elif field.name == "loss":
+            lines["loss"] = value if isinstance(value, str) else repr(value)
         else:
             lines[field.name] = (
                 str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -40,7 +40,7 @@ From Python, pass the instance; on the command line, ``--loss my_file.py:Squared
 from prefopt.losses.base import Loss, Unit, log_ratio, log_sigmoid, pair, pair_output
 from prefopt.losses.compose import WithNLL
 from prefopt.losses.custom import Custom
-from prefopt.losses.named import LOSSES, Option, make_loss, options_of
+from prefopt.losses.named import LOSSES, Option, make_loss, options_of, spec_of
 from prefopt.losses.reference_free import CPO, ORPO, SFT, SimPO, Unlikelihood
 from prefopt.losses.variants import APODown, APOZero, BCOPair, DiscoPOP, EXOPair, NCAPair, SPPOHard
 from prefopt.losses.with_reference import DPO, IPO, KTO, Hinge, IPOMean, PlackettLuce, Robust, SigmoidNorm, kto_baseline
@@ -79,4 +79,5 @@ __all__ = [
     "options_of",
     "pair",
     "pair_output",
+    "spec_of",
 ]

@@ -92,6 +92,19 @@ def make_loss(spec: str | Callable[..., Any], options: Mapping[str, object] | No
     return WithNLL(loss, nll_weight) if nll_weight else loss
 
 
+def spec_of(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The way back: what ``make_loss`` takes to make an equal loss. One that has no name stands for itself.
+
+    >>> spec_of(make_loss("ipo", {"tau": 0.2, "nll_weight": 1.0}))
+    ('ipo', {'tau': 0.2, 'nll_weight': 1.0})
+    """
+    if isinstance(loss, WithNLL):
+        spec, options = spec_of(loss.loss)
+        return spec, options | {"nll_weight": loss.nll_weight}
+    names = {definition: name for name, definition in LOSSES.items()}
+    return (names[type(loss)], dataclasses.asdict(loss)) if type(loss) in names else (loss, {})
+
+
 def _definition(spec: str | Callable[..., Any]) -> Any:
     """A loss's class; or, for one without options, the function or instance itself."""
     if not isinstance(spec, str):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prefopt.model import attention
 from prefopt.model.logprobs import token_logps
+from prefopt.model.quiet import quiet
 from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
 
@@ -30,7 +31,8 @@ class LanguageModel:
     def __init__(self, module: nn.Module, way: Way = "rows"):
         self.module: Any = module
         # PEFT puts its layers inside the base model, so the bare model inside runs them too.
-        self.bare: Any = self.module.get_base_model() if hasattr(module, "get_base_model") else module
+        inside = getattr(module, "get_base_model", None)
+        self.bare: Any = inside() if inside else module
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
@@ -64,7 +66,8 @@ class LanguageModel:
 
     def save(self, folder: Path) -> None:
         """What ``AutoModelForCausalLM.from_pretrained`` reads."""
-        self.bare.save_pretrained(folder)
+        with quiet():
+            self.bare.save_pretrained(folder)
 
     def checkpoint_activations(self) -> None:
         """Keep each layer's input only and recompute the rest in the backward pass."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.probe import probe
+from prefopt.model.quiet import quiet
 
 
 def load_tokenizer(name: str) -> Any:
@@ -66,23 +66,13 @@ def without_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-class quiet:
-    """transformers keeps its warnings to itself within this block: the probe tries what may not work."""
-
-    def __enter__(self) -> None:
-        self.before = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-
-    def __exit__(self, *_: object) -> None:
-        transformers.logging.set_verbosity(self.before)
-
-
 def _load(from_pretrained: Any, name: str, what: str, **options: Any) -> Any:
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_like_path and not Path(name).expanduser().is_dir():
         raise UserError(f"{name}: no such folder, so no {what} to load")
     try:
-        return from_pretrained(str(Path(name).expanduser()) if looks_like_path else name, **options)
+        with quiet():
+            return from_pretrained(str(Path(name).expanduser()) if looks_like_path else name, **options)
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name}: no {what} can be loaded ({first})") from error

@@ -7,6 +7,8 @@ about a thousand times more at 3M parameters, where this project's own examples 
 
 from __future__ import annotations
 
+import torch
+
 from prefopt.config import Training
 from prefopt.train.loop import Schedule
 
@@ -52,6 +54,6 @@ def schedule(config: Training, examples: int, parameters: int, imitates: bool) -
     )
 
 
-def tokens_per_microbatch(config: Training, on_gpu: bool) -> int:
+def tokens_per_microbatch(device: torch.device) -> int:
     """How many tokens to compute at once. On a CPU more are no faster, and only cost memory."""
-    return config.tokens_per_microbatch or (16384 if on_gpu else 2048)
+    return 16384 if device.type == "cuda" else 2048

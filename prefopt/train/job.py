@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from prefopt import config as settings
@@ -43,7 +44,7 @@ class Job:
         _check_folder(config)
         device = pick_device(config.device)
         tokenizer, model = load_tokenizer(config.model), load_config(config.model)
-        length = _length(config, model)
+        length = length_limit(config, config.model, model)
         data = prepare(config, tokenizer, loss.unit, length, display.note)
         parameters = count_parameters(model)
         schedule = defaults.schedule(config, len(data.train), parameters, imitates=loss.unit == "demonstration")
@@ -53,7 +54,7 @@ class Job:
             learning_rate=schedule.peak,
             warmup_steps=schedule.warmup,
             save_every=schedule.save_every,
-            tokens_per_microbatch=defaults.tokens_per_microbatch(config, device.type == "cuda"),
+            tokens_per_microbatch=config.tokens_per_microbatch or defaults.tokens_per_microbatch(device),
         )
         return cls(resolved, loss, tokenizer, data, schedule, parameters)
 
@@ -75,7 +76,10 @@ class Job:
 
     @property
     def method(self) -> str:
-        return self.config.loss if isinstance(self.config, settings.Train) else "sft"
+        """The loss by its name."""
+        if not isinstance(self.config, settings.Train):
+            return "sft"
+        return self.config.loss if isinstance(self.config.loss, str) else type(self.config.loss).__name__
 
     @property
     def sample(self) -> list[Encoded]:
@@ -87,7 +91,7 @@ class Job:
         """Create the run's folder and write config.yaml; on resume, hold the settings against it."""
         file = self.out / "config.yaml"
         if file.exists():
-            _same_settings(settings.load(file, type(self.config)), self.config, file)
+            _same_settings(file, settings.dump(self.config))
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -138,18 +142,19 @@ def _check_folder(config: settings.Training) -> None:
         raise UserError(f"--out {config.out} exists and is no run: choose another folder")
 
 
-def _length(config: settings.Training, model: Any) -> int | None:
+def length_limit(config: Any, name: str, model: Any) -> int | None:
+    """``--max-length``, or what the model's positions allow; UserError when it is beyond those."""
     limit = getattr(model.get_text_config(), "max_position_embeddings", None)
     if config.max_length and limit and config.max_length > limit:
-        raise UserError(f"--max-length {config.max_length}: {config.model} takes {limit} tokens at most")
+        raise UserError(f"--max-length {config.max_length}: {name} takes {limit} tokens at most")
     return config.max_length or limit
 
 
-def _same_settings(before: settings.Training, now: settings.Training, file: Path) -> None:
-    for field in dataclasses.fields(now):
-        old, new = getattr(before, field.name), getattr(now, field.name)
-        if field.name not in FREE and old != new:
+def _same_settings(file: Path, now: str) -> None:
+    before = {key: setting.value for key, setting in settings.read(file).items()}
+    for key, value in yaml.safe_load(now).items():
+        if key not in FREE and before.get(key) != value:
             raise UserError(
-                f"{settings.flag(field.name)} is {new} and was {old} when this run began ({file}): "
+                f"{settings.flag(key)} is {value} and was {before.get(key)} when this run began ({file}): "
                 "leave it as it was to continue, or choose another --out"
             )

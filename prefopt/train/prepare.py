@@ -11,9 +11,8 @@ import xxhash
 
 from prefopt.config import Training
 from prefopt.data import plan
+from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
-from prefopt.data.findings import inspect_examples
-from prefopt.data.mix import load
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Finding
 
@@ -52,16 +51,11 @@ def prepare(
     notes: list[str] = []
 
     def units(specs: Sequence[str]) -> list[Encoded]:
-        loaded = load(specs, config.format)
-        notes.extend(f"{source.name}: read as {source.layout.name}" for source in loaded.sources if source.guessed)
-        odd = [*loaded.findings, *inspect_examples(loaded.examples)]
-        bad = {finding.source for finding in odd if finding.drops}
-        data = encoder.encode([example for example in loaded.examples if example.source not in bad])
-        findings.extend([*odd, *data.findings])
-        notes.extend(data.notes)
+        data = encoded(specs, config.format, encoder)
         counts.update(data.counts)
-        weight = {example.source: w for example, w in zip(loaded.examples, loaded.weights, strict=True)}
-        times = plan.repeated([weight[example.source] for example in data.examples], config.seed)
+        findings.extend(data.findings)
+        notes.extend(data.notes)
+        times = plan.repeated(data.weights, config.seed)
         return plan.units([data.examples[i] for i in times], unit)
 
     train, held_out = units(config.data), []

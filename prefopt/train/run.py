@@ -44,14 +44,17 @@ def train(config: settings.Train, dry_run: bool = False) -> int:
     return 0
 
 
-def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> dict[str, Any] | None:
-    """UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved."""
+def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> dict[str, Any]:
+    """The results; empty after a dry run.
+
+    UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved.
+    """
     began = time.monotonic()
     with Display(0, "set-up") as display:
         job = Job.plan(config, loss, display)
         if dry_run:
             print(job.description())
-            return None
+            return {}
         trackers = Trackers(config.track, config.out, display.warn)
         job.open_folder()
         torch.manual_seed(config.seed)

@@ -7,8 +7,8 @@ import torch
 
 from prefopt.model import attention
 from prefopt.model.language_model import LanguageModel
-from prefopt.model.load import quiet
 from prefopt.model.probe import _examples, one_at_a_time, probe
+from prefopt.model.quiet import quiet
 from tests.model.conftest import ROWS, TREE, make_model
 from tests.model.test_tree import encoded
 

@@ -1,0 +1,115 @@
+"""``prefopt score``: what a policy thinks of each response, and its implicit reward against a reference.
+
+One JSON object for each response, in the order of the data:
+
+    {"source": "prefs.jsonl:12", "response": 0, "score": 1.0, "length": 31, "logp": -42.1,
+     "reference_logp": -44.6, "reward": 0.25}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from prefopt.config import Score
+from prefopt.data import plan
+from prefopt.data.dataset import encoded
+from prefopt.data.encode import Encoder
+from prefopt.errors import RunFailed, UserError
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import load_config, load_model, load_tokenizer
+from prefopt.statistics import proportion
+from prefopt.train import defaults
+from prefopt.train.display import Display
+from prefopt.train.job import length_limit
+from prefopt.train.prepare import account
+from prefopt.types import Encoded
+
+
+def run(config: Score) -> int:
+    """Writes JSON lines to ``config.out`` or stdout, and a few words to stderr."""
+    tokenizer = load_tokenizer(config.policy)
+    if config.reference is not None and load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"--reference {config.reference} has another vocabulary than {config.policy}: not comparable")
+    length = length_limit(config, config.policy, load_config(config.policy))
+    with Display(0, "score") as display:
+        data = encoded(config.data, config.format, Encoder(tokenizer, length, config.overlong, config.train_on))
+        for text in [*dict.fromkeys(data.notes), *account(data.findings)]:
+            display.note(text)
+        if not data.examples:
+            raise UserError(f"{', '.join(config.data)}: nothing is left to score")
+        policy = _logps(config, config.policy, data.examples, display)
+        reference = _logps(config, config.reference, data.examples, display) if config.reference else None
+        rows = list(_rows(data.examples, policy, reference, config.beta))
+        _write(config, rows)
+        for text in _words(data.examples, rows):
+            display.note(text)
+    return 0
+
+
+def _logps(config: Score, name: str, examples: list[Encoded], display: Display) -> list[tuple[list[float], list[int]]]:
+    """Per example: the sums and lengths of its responses under one model, which is let go again."""
+    longest = max(len(e.prompt) + len(r) for e in examples for r in e.responses)
+    lm: LanguageModel = load_model(name, config.dtype, config.device, longest)
+    if lm.why:
+        display.note(lm.why)
+    budget = config.tokens_per_microbatch or defaults.tokens_per_microbatch(lm.device)
+    place = {id(example): i for i, example in enumerate(examples)}
+    found: list[Any] = [None] * len(examples)
+    with display.pass_(name, len(examples)) as advance:
+        # A few thousand at a time, so that packing has something to choose from and progress is seen.
+        for start in range(0, len(examples), 1024):
+            for group in plan.microbatches(examples[start : start + 1024], budget):
+                logps = lm.score(lm.pack(group))
+                ends = np.cumsum([len(example.responses) for example in group])[:-1]
+                sums = np.split(logps.sum.double().cpu().numpy(), ends)
+                lengths = np.split(logps.length.long().cpu().numpy(), ends)
+                for example, s, n in zip(group, sums, lengths, strict=True):
+                    found[place[id(example)]] = (s.tolist(), n.tolist())
+                advance(len(group))
+    return found
+
+
+def _rows(examples: list[Encoded], policy: list, reference: list | None, beta: float) -> Iterator[dict[str, Any]]:
+    for i, example in enumerate(examples):
+        for r, score in enumerate(example.scores):
+            row: dict[str, Any] = {"source": example.source, "response": r, "score": score}
+            row |= {"length": policy[i][1][r], "logp": policy[i][0][r]}
+            if reference is not None:
+                row["reference_logp"] = reference[i][0][r]
+                row["reward"] = beta * (row["logp"] - row["reference_logp"])
+            yield row
+
+
+def _write(config: Score, rows: list[dict[str, Any]]) -> None:
+    try:
+        if config.out:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(config.out, "w", encoding="utf-8") if config.out else nullcontext(sys.stdout) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunFailed(f"{config.out or 'stdout'}: cannot be written ({error.strerror})") from error
+
+
+def _words(examples: list[Encoded], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """What a person wants to know first: how often the better response has the higher reward."""
+    key = "reward" if "reward" in rows[0] else "logp"
+    values = iter(rows)
+    won, prompts = [], []
+    for example in examples:
+        mine = [next(values)[key] for _ in example.responses]
+        for (i, a), (j, b) in ((x, y) for x in enumerate(example.scores) for y in enumerate(example.scores)):
+            if a is not None and b is not None and a > b:
+                won.append(float(mine[i] > mine[j]))
+                prompts.append(example.prompt_key)
+    yield f"{len(rows):,} responses of {len(examples):,} examples scored"
+    if won:
+        share = proportion(won, prompts)
+        yield f"the better response has the higher {key} in {share} of {len(won):,} pairs (95 % interval)"
