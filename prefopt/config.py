@@ -18,7 +18,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -404,18 +404,6 @@ def dump(config: Any) -> str:
                 str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             )
     return yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
-
-
-def fingerprint(config: Any, ignore: Iterable[str] = ()) -> str:
-    """Equal for configurations that are equal but for the keys in ``ignore``: 32 hex digits.
-
-    >>> fingerprint(Demo(out=Path("a")), ignore=["out"]) == fingerprint(Demo(out=Path("b")), ignore=["out"])
-    True
-    """
-    import xxhash
-
-    lines = {key: value for key, value in yaml.safe_load(dump(config)).items() if key not in set(ignore)}
-    return xxhash.xxh3_128_hexdigest(yaml.safe_dump(lines).encode())
 
 
 def helps(cls: type) -> dict[str, str]:

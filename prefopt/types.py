@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # both are slow to import, and the command line's help needs neither
     import numpy as np
-    import torch
     from torch import Tensor
 
 

@@ -25,14 +25,18 @@ from prefopt.types import Encoded, LogProbs, PackedBatch
 Way = Literal["tree", "rows", "logits"]
 
 
+def bare_model(module: Any) -> Any:
+    """The transformers model itself, also within PEFT's wrapper."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
 class LanguageModel:
     """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
 
     def __init__(self, module: nn.Module, way: Way = "rows"):
         self.module: Any = module
         # PEFT puts its layers inside the base model, so the bare model inside runs them too.
-        inside = getattr(module, "get_base_model", None)
-        self.bare: Any = inside() if inside else module
+        self.bare: Any = bare_model(module)
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
