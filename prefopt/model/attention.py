@@ -3,7 +3,9 @@
 A tree falls into *runs*: stretches without a branch. What a run's queries see is the path from the
 root to it, then the run itself, causally. Along a path every depth occurs once, so the gathered keys
 stand at their positions, and the mask of a run is a plain band, whatever the tree: key k is visible to
-query q exactly when ``q - window < k <= q``. No T x T mask is ever built.
+query q exactly when ``q - window < k <= q``. Short runs that follow one another are computed as one
+*block*, against the path to the first of them, under the mask of the rule itself. No T x T mask is
+ever built.
 
 Registered under ``NAME`` with transformers' AttentionInterface and its mask interface: the mask that a
 model makes is the Tree itself, and it travels through the layers (and through their recomputation) to
@@ -12,7 +14,7 @@ the attention function. Without a tree (generation, rows) the function is plain 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -26,14 +28,15 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "prefopt_tree"
 QUERIES_AT_ONCE = 1024  # bounds the mask of a long run: this many rows times its keys
+CALL = 2048  # query-key products that cost about as much as one more call
 
 
 class Tree:
-    """The runs of one packed batch: what the attention of every layer needs to know.
+    """The runs of one packed batch, and the blocks they are computed in: what every layer's attention needs.
 
     >>> tree = Tree(torch.tensor([5, 5, 3, 5, 5]))
-    >>> tree.lengths, tree.ancestors
-    ([2, 1, 2], [[], [0], [0]])
+    >>> tree.lengths, tree.ancestors, tree.blocks
+    ([2, 1, 2], [[], [0], [0]], [range(0, 3)])
     """
 
     def __init__(self, subtree_end: Tensor):
@@ -47,19 +50,64 @@ class Tree:
                 path.pop()
             self.ancestors.append(list(path))
             path.append(run)
-        self._bands: dict[tuple, Tensor] = {}
+        self.blocks = self._blocks()
+        self._end, self._starts = end, starts
+        self._masks: dict[tuple, Tensor] = {}
+
+    def path(self, block: range) -> list[int]:
+        """The runs whose keys a block needs: those above its first run, then its own."""
+        return [*self.ancestors[block[0]], *block]
+
+    def _blocks(self) -> list[range]:
+        """Runs in groups: joined while what is computed in vain costs less than another call would."""
+        blocks: list[range] = []
+        alone = 0  # query-key products of the runs of the newest block, each for itself
+        depths = [sum(self.lengths[r] for r in ancestors) for ancestors in self.ancestors]
+        for run, (length, depth) in enumerate(zip(self.lengths, depths, strict=True)):
+            area = length * (depth + length)
+            if blocks:
+                first = blocks[-1][0]
+                joined = sum(self.lengths[first : run + 1])
+                if joined * (depths[first] + joined) <= alone + area + CALL:
+                    blocks[-1], alone = range(first, run + 1), alone + area
+                    continue
+            blocks.append(range(run, run + 1))
+            alone = area
+        return blocks
 
     def band(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """[queries, keys] additive mask for the last ``queries`` of ``keys`` positions; kept for the next layer."""
-        name = (queries, keys, window)
-        if name not in self._bands:
-            sees = torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril(keys - queries)
-            if window is not None:
-                sees = sees.triu(keys - queries - window + 1)
-            self._bands[name] = torch.zeros(queries, keys, dtype=like.dtype, device=like.device).masked_fill(
-                ~sees, float("-inf")
+        """[queries, keys] additive mask for the last ``queries`` of ``keys`` positions."""
+
+        def sees() -> Tensor:
+            band = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            return band if window is None else band.triu(keys - queries - window + 1)
+
+        return self._kept((queries, keys, window), sees, like)
+
+    def rule(self, block: range, window: int | None, like: Tensor) -> Tensor:
+        """[queries, keys] additive mask of a block of several runs."""
+
+        def sees() -> Tensor:
+            key = np.concatenate([np.arange(self.lengths[r]) + self._starts[r] for r in self.path(block)])
+            position = np.concatenate([self._positions(r) for r in self.path(block)])
+            queries = sum(self.lengths[r] for r in block)
+            i, at = key[-queries:, None], position[-queries:, None]
+            visible = (key <= i) & (i < self._end[key])
+            return torch.from_numpy(visible if window is None else visible & (at - position < window))
+
+        return self._kept((block, window), sees, like)
+
+    def _positions(self, run: int) -> np.ndarray:
+        return np.arange(self.lengths[run]) + sum(self.lengths[r] for r in self.ancestors[run])
+
+    def _kept(self, name: tuple, sees: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """The mask of that name, made once for all layers."""
+        if name not in self._masks:
+            hidden = ~sees().to(like.device)
+            self._masks[name] = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
+                hidden, float("-inf")
             )
-        return self._bands[name]
+        return self._masks[name]
 
 
 def tree_attention(
@@ -73,13 +121,16 @@ def tree_attention(
 ) -> Tensor:
     """[1, heads, T, d] from query [1, heads, T, d] and key, value [1, heads, T, d]."""
     # split, not slices: the backward of a split is one concatenation, that of each slice a full-size zero.
-    queries, keys, values = (x.split(tree.lengths, dim=2) for x in (query, key, value))
+    keys, values = key.split(tree.lengths, dim=2), value.split(tree.lengths, dim=2)
+    sizes = [sum(tree.lengths[r] for r in block) for block in tree.blocks]
     out: list[Tensor] = []
-    for run, ancestors in enumerate(tree.ancestors):
-        path = [*ancestors, run]
-        k = keys[run] if not ancestors else torch.cat([keys[r] for r in path], dim=2)
-        v = values[run] if not ancestors else torch.cat([values[r] for r in path], dim=2)
-        out.extend(_run_attention(tree, queries[run], k, v, scaling, window, softcap))
+    for block, q in zip(tree.blocks, query.split(sizes, dim=2), strict=True):
+        path = tree.path(block)
+        k, v = (x[path[0]] if len(path) == 1 else torch.cat([x[r] for r in path], dim=2) for x in (keys, values))
+        if len(block) == 1:
+            out.extend(_run_attention(tree, q, k, v, scaling, window, softcap))
+        else:
+            out.append(_attend(q, k, v, tree.rule(block, window, q), scaling, softcap))
     return torch.cat(out, dim=2)
 
 
@@ -94,14 +145,13 @@ def _run_attention(tree, q, k, v, scaling, window, softcap) -> Iterator[Tensor]:
         first = 0 if window is None else max(0, depth + start - window + 1)
         piece, k_seen, v_seen = q[:, :, start:stop], k[:, :, first : depth + stop], v[:, :, first : depth + stop]
         mask = tree.band(stop - start, depth + stop - first, window, q)
-        if softcap is None:
-            yield F.scaled_dot_product_attention(piece, k_seen, v_seen, attn_mask=mask, scale=scaling)
-        else:
-            yield _softcapped(piece, k_seen, v_seen, mask, scaling, softcap)
+        yield _attend(piece, k_seen, v_seen, mask, scaling, softcap)
 
 
-def _softcapped(q, k, v, mask, scaling, softcap) -> Tensor:
-    """Gemma 2's attention: scores squeezed to (-softcap, softcap) before the mask. SDPA has no such option."""
+def _attend(q, k, v, mask, scaling, softcap) -> Tensor:
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    # Gemma 2's attention: scores squeezed to (-softcap, softcap) before the mask. SDPA has no such option.
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap) + mask
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefopt.model import attention
 from prefopt.model.attention import Tree, tree_attention
 from prefopt.model.tree import pack, pack_rows, visible
 from prefopt.types import Encoded
@@ -83,8 +86,13 @@ def test_pairs_of_one_prompt_share_it_in_whatever_order_they_stand():
 
 
 @settings(deadline=None)
-@given(examples, st.sampled_from([None, 1, 2, 4]), st.sampled_from([None, 5.0]))
-def test_attention_on_runs_is_dense_attention_under_the_rule(batch_of, window, softcap):
+@given(examples, st.sampled_from([None, 1, 2, 4]), st.sampled_from([None, 5.0]), st.sampled_from([0, 8, 2048]))
+def test_attention_on_runs_is_dense_attention_under_the_rule(batch_of, window, softcap, call):
+    with mock.patch.object(attention, "CALL", call):  # 0: every run alone; 2048: all of a small tree as one block
+        check_attention(batch_of, window, softcap)
+
+
+def check_attention(batch_of, window, softcap):
     batch = pack(batch_of)
     size = batch.ids.shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -104,8 +112,7 @@ def test_attention_on_runs_is_dense_attention_under_the_rule(batch_of, window, s
 
 
 def test_a_long_run_is_computed_in_pieces(monkeypatch):
-    from prefopt.model import attention
-
+    monkeypatch.setattr(attention, "CALL", 0)
     batch = pack([encoded([1] * 5, [2] * 40, [3] * 30)])
     q, k, v = (torch.randn(1, 1, batch.ids.shape[1], 4, generator=torch.Generator().manual_seed(s)) for s in range(3))
     whole = tree_attention(Tree(batch.subtree_end), q, k, v, window=11)
