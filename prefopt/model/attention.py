@@ -28,7 +28,7 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "prefopt_tree"
 QUERIES_AT_ONCE = 1024  # bounds the mask of a long run: this many rows times its keys
-CALL = 2048  # query-key products that cost about as much as one more call
+CALL = 4096  # query-key products that cost about as much as one more call
 
 
 class Tree:
