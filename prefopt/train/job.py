@@ -17,14 +17,17 @@ from prefopt.data import plan
 from prefopt.errors import UserError
 from prefopt.model.load import load_config, load_tokenizer, pick_device, pick_dtype
 from prefopt.train import defaults
+from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
 from prefopt.train.loop import Schedule
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.types import Encoded
 
 SAMPLE = 1000
-FREE = {"resume", "keep", "track", "save_every", "eval_every", "tokens_per_microbatch", "device", "strict"}
+FREE = {"out", "resume", "keep", "track", "save_every", "eval_every", "tokens_per_microbatch", "device", "strict"}
 """Settings that may differ when a run goes on; all others decide where it goes."""
+FROM_DATA = {"warmup_steps"}
+"""Settings that follow from the data where they are not set: other data is the reason to name then."""
 
 
 @dataclass
@@ -79,7 +82,8 @@ class Job:
         """The loss by its name."""
         if not isinstance(self.config, settings.Train):
             return "sft"
-        return self.config.loss if isinstance(self.config.loss, str) else type(self.config.loss).__name__
+        loss = self.config.loss
+        return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
     @property
     def sample(self) -> list[Encoded]:
@@ -87,11 +91,21 @@ class Job:
         order = plan.Order(len(self.data.train), self.config.seed)
         return [self.data.train[i] for i in order.batch(0, min(SAMPLE, len(self.data.train)))]
 
-    def open_folder(self) -> None:
-        """Create the run's folder and write config.yaml; on resume, hold the settings against it."""
+    def open_folder(self, found: Checkpoint | None) -> None:
+        """Create the run's folder and write config.yaml; with a checkpoint, hold settings and data against it.
+
+        A run that has not come to a checkpoint begins anew, and so does its config.yaml.
+        """
         file = self.out / "config.yaml"
-        if file.exists():
-            _same_settings(file, settings.dump(self.config))
+        if found:
+            before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
+            _same_settings(file, before, now, now.keys() - FREE - FROM_DATA)
+            if found.state["data"] != self.data.fingerprint:
+                raise UserError(
+                    f"--out {self.out}: its run began with other data than {', '.join(self.config.data)} now hold: "
+                    "bring those back, or choose another --out"
+                )
+            _same_settings(file, before, now, FROM_DATA)
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -150,11 +164,11 @@ def length_limit(config: Any, name: str, model: Any) -> int | None:
     return config.max_length or limit
 
 
-def _same_settings(file: Path, now: str) -> None:
-    before = {key: setting.value for key, setting in settings.read(file).items()}
-    for key, value in yaml.safe_load(now).items():
-        if key not in FREE and before.get(key) != value:
+def _same_settings(file: Path, before: dict[str, settings.Setting], now: dict[str, Any], keys: set[str]) -> None:
+    for key, value in now.items():
+        was = before[key].value if key in before else None
+        if key in keys and was != value:
             raise UserError(
-                f"{settings.flag(key)} is {value} and was {before.get(key)} when this run began ({file}): "
+                f"{settings.flag(key)} is {value} and was {was} when this run began ({file}): "
                 "leave it as it was to continue, or choose another --out"
             )

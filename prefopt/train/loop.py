@@ -48,31 +48,37 @@ class TrainingState:
 
 @dataclass
 class Hooks:
-    """What a run does at the loop's occasions. The loop knows no file and no screen."""
+    """What a run does at the loop's occasions. The loop knows no file and no screen.
+
+    ``pause`` may end the run by an exception, when it was asked to stop.
+    """
 
     log: Callable[[int, dict[str, float]], None]
     evaluate: Callable[[int], object]
     save: Callable[[int], None]
-    should_stop: Callable[[], bool] = field(default=lambda: False)
+    pause: Callable[[int], None] = field(default=lambda step: None)
 
 
-def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> bool:
-    """Train until ``schedule.steps``; False if it was asked to stop before, after saving."""
+def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> None:
+    """Train until ``schedule.steps``, with an evaluation before the first, after the last, and every so many between.
+
+    A checkpoint comes before the evaluation of its step, which may take long; a run that resumes
+    from it makes that evaluation again.
+    """
     order = plan.Order(len(units), schedule.seed)
-    while state.step < schedule.steps:
+    while True:
+        last = state.step == schedule.steps
+        if state.step == 0 or last or (schedule.eval_every and state.step % schedule.eval_every == 0):
+            hooks.evaluate(state.step)
+        if last:
+            return
         batch = [units[i] for i in order.batch(state.step, schedule.batch_size)]
         values = train_step(state, batch, schedule)
         state.step += 1
         hooks.log(state.step, values)
-        last = state.step == schedule.steps
-        if schedule.eval_every and state.step % schedule.eval_every == 0 and not last:
-            hooks.evaluate(state.step)
-        stop = hooks.should_stop() and not last
-        if last or stop or state.step % schedule.save_every == 0:
+        if state.step == schedule.steps or state.step % schedule.save_every == 0:
             hooks.save(state.step)
-        if stop:
-            return False
-    return True
+        hooks.pause(state.step)
 
 
 def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedule) -> dict[str, float]:

@@ -6,6 +6,7 @@ device, once per log. ``MetricsFile`` appends one JSON object a line: ``step``, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.errors import UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.types import Mean
 
 if TYPE_CHECKING:
@@ -80,16 +81,16 @@ def add_up(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
 class MetricsFile:
     """``metrics.jsonl``: appended to, one line per log, on disk as soon as it is written.
 
-    ``resume_at=None`` begins an empty file. A step number continues one: lines after that step, and a last
-    line that a crash left half-written, are cut off, since the steps they tell of will be taken again.
-    Hence log what belongs to a step before its checkpoint is written.
+    ``resume_at=None`` begins an empty file. A step number continues one after the training line of that step:
+    later lines, and a last one that a crash left half-written, are cut off, since what they tell of will be done
+    again. Hence log a step before its checkpoint is written, and evaluate after it. RunFailed when the disk is full.
     """
 
     def __init__(self, path: Path, resume_at: int | None = None) -> None:
         keep = 0
         if resume_at is not None and path.exists():
             for end, record in _lines(path):
-                if record["step"] > resume_at:
+                if record["step"] > resume_at or (record["step"] == resume_at and record["split"] != "train"):
                     break
                 keep = end
         self._file = open(path, "ab")  # noqa: SIM115  closed by close()
@@ -106,11 +107,17 @@ class MetricsFile:
                 nonfinite[name] = str(float(value))
         if nonfinite:
             record["nonfinite"] = nonfinite
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"{self._file.name}: cannot be written ({error.strerror}): make room, then continue with --resume"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # every write was flushed, and one that failed has been told of
+            self._file.close()
 
     def __enter__(self) -> MetricsFile:
         return self

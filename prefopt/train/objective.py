@@ -11,6 +11,7 @@ from prefopt.data import plan
 from prefopt.losses import Loss, kto_baseline
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import response_keys
+from prefopt.train.metrics import Metrics
 from prefopt.types import Encoded, LogProbs, LossOutput
 
 Sums = Mapping[str, tuple[float, int]]
@@ -25,6 +26,8 @@ class Objective:
     lm: LanguageModel
     reference: Sums | None = None
     tokens_per_microbatch: int = 4096
+    reference_is: str | None = None
+    """the reference's fingerprint"""
 
     @property
     def unit(self) -> plan.Unit:
@@ -45,8 +48,9 @@ class Objective:
 
     def all_at_reference(self, units: Sequence[Encoded]) -> dict[str, float]:
         """Average metrics over ``units`` of a policy that is the reference: nothing needs to be computed."""
-        output = self.at_reference(units)
-        return {name: float(value.mean()) for name, value in {"loss": output.loss, **output.metrics}.items()}
+        output, metrics = self.at_reference(units), Metrics()
+        metrics.add({"loss": output.loss, **output.metrics})
+        return metrics.reduce()
 
     def reference_logprobs(self, batch: Sequence[Encoded]) -> LogProbs | None:
         """[R] sums and lengths, from the store's figures."""

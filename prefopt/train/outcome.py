@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from prefopt.errors import RunFailed
 from prefopt.model.language_model import LanguageModel
 from prefopt.train.card import model_card, write_results
 from prefopt.train.job import Job
@@ -28,21 +31,24 @@ def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, flo
     return values
 
 
-def results(job: Job, state: TrainingState, training: dict, held_out: dict | None, seconds: float) -> dict[str, Any]:
-    """What results.json holds. The figures before come from the metrics file, so that a resumed run has them too."""
+def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
+    """What results.json holds. The figures come from the metrics file, so that a resumed run has those before too."""
     history = read_metrics(job.metrics_file)
 
-    def before(split: str) -> dict[str, float]:
-        first = next((r for r in history if r["split"] == split and r["step"] == 0), {})
-        return {name: value for name, value in first.items() if name not in ("step", "split")}
+    def at(step: int, split: str) -> dict[str, float]:
+        record = next((r for r in history if (r["step"], r["split"]) == (step, split)), {})
+        return {name: value for name, value in record.items() if name not in ("step", "split")}
+
+    def around(split: str) -> dict[str, dict[str, float]]:
+        return {"before": at(0, split), "after": at(state.step, split)}
 
     return {
         "method": job.method,
         "loss": repr(job.loss),
         "steps": state.step,
         "skipped_steps": state.guard.skipped,
-        "training": {"before": before("training"), "after": training},
-        "held_out": {"before": before("eval"), "after": held_out} if held_out else None,
+        "training": around("training"),
+        "held_out": around("eval") if job.data.held_out else None,
         "seconds": round(seconds, 1),
         "peak_memory": peak_memory(),
         "read_as": state.objective.lm.way,
@@ -51,9 +57,15 @@ def results(job: Job, state: TrainingState, training: dict, held_out: dict | Non
 
 
 def write(job: Job, lm: LanguageModel, figures: dict[str, Any]) -> None:
-    """The model, its card and results.json; then the closing words on the screen."""
-    save_model(job.out / "model", lm, job.tokenizer, model_card(job.config, figures))
-    write_results(job.out / "results.json", job.config, figures)
+    """The model, its card and results.json; then the closing words on the screen. RunFailed when the disk is full."""
+    try:
+        save_model(job.out / "model", lm, job.tokenizer, model_card(job.config, figures))
+        write_results(job.out / "results.json", job.config, figures)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(
+            f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
+            "make room, then run the same command with --resume"
+        ) from error
     summary = summarize(read_metrics(job.metrics_file), figures)
     render(summary, figures)
     print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}")
@@ -62,12 +74,15 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any]) -> None:
 def save_model(folder: Path, lm: LanguageModel, tokenizer: Any, card: str) -> None:
     """A folder that ``AutoModelForCausalLM.from_pretrained`` reads: written aside, then renamed, so whole or absent."""
     aside, old = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    lm.save(aside)
-    tokenizer.save_pretrained(aside)
-    (aside / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        lm.save(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(aside, folder)
+    finally:
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)

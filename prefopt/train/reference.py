@@ -45,7 +45,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
                 advance(len(rows))
 
     with ReferenceStore(default_path(), scope) as store:
-        return replace(objective, reference=fill(store, scorer, wanted))
+        return replace(objective, reference=fill(store, scorer, wanted), reference_is=scope.model)
 
 
 def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
@@ -100,8 +100,12 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
         baseline = objective.baseline(batch)
         for group in plan.microbatches(batch, objective.tokens_per_microbatch):
             found, expected = objective(group, baseline), objective.at_reference(group)
-            rewards = torch.stack([found.metrics[f"rewards/{side}"] for side in ("chosen", "rejected")], 1)
-            check_step_zero(found.loss, rewards, objective.lm.dtype, [e.source for e in group], expected.loss)
+            # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
+            rewards = [found.metrics.get(f"rewards/{side}", found.loss[:0]) for side in ("chosen", "rejected")]
+            each = [values for values in rewards if values.shape == found.loss.shape] or [torch.zeros_like(found.loss)]
+            check_step_zero(
+                found.loss, torch.stack(each, 1), objective.lm.dtype, [e.source for e in group], expected.loss
+            )
 
 
 def starts_from_reference(job: Job) -> bool:

@@ -21,7 +21,7 @@ from prefopt.errors import Stopped, UserError
 from prefopt.model.load import load_model
 from prefopt.train import checkpoint, optimizer, outcome, rng
 from prefopt.train.display import Display
-from prefopt.train.guard import Guard, stop_on_signal
+from prefopt.train.guard import Guard, Stop, stop_on_signal
 from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, TrainingState, evaluate, fit
 from prefopt.train.metrics import MetricsFile
@@ -56,31 +56,25 @@ def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> 
             print(job.description())
             return {}
         trackers = Trackers(config.track, config.out, display.warn)
-        job.open_folder()
+        found = checkpoint.load_newest(job.checkpoints) if config.resume else None
+        job.open_folder(found)
         torch.manual_seed(config.seed)
         objective = _objective(job, display)
-        state = _start(job, objective, display)
+        state = _start(job, objective, found, display)
+    resumed_at = found.step if found else None
     with (
-        MetricsFile(job.metrics_file, resume_at=state.step) as file,
+        MetricsFile(job.metrics_file, resumed_at) as file,
         Display(job.schedule.steps, job.verb, start=state.step) as display,
         stop_on_signal() as stop,
     ):
         trackers.start(job.out.name, job.config, state.step)
-        recorder = Recorder(job, state, file, trackers, display)
-        if state.step == 0:
-            recorder.before()
-        finished = fit(
-            state, job.data.train, job.schedule,
-            Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested),
-        )  # fmt: skip
-        if not finished:
-            raise Stopped(
-                f"stopped by {stop.reason} at step {state.step} of {job.schedule.steps}; all is saved: "
-                "continue with the same command and --resume"
-            )
-        held_out, training = recorder.evaluate(state.step), recorder.sample(state.step)
-        trackers.finish()
-    figures = outcome.results(job, state, training, held_out, time.monotonic() - began)
+        recorder = Recorder(job, state, file, trackers, display, stop, resumed_at)
+        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, recorder.pause)
+        try:
+            fit(state, job.data.train, job.schedule, hooks)
+        finally:
+            trackers.finish()
+    figures = outcome.results(job, state, time.monotonic() - began)
     outcome.write(job, objective.lm, figures)
     return figures
 
@@ -100,19 +94,21 @@ def _objective(job: Job, display: Display) -> Objective:
     return objective
 
 
-def _start(job: Job, objective: Objective, display: Display) -> TrainingState:
-    """The state of step 0, or that of the newest whole checkpoint."""
+def _start(job: Job, objective: Objective, found: checkpoint.Checkpoint | None, display: Display) -> TrainingState:
+    """The state of step 0, or that of the checkpoint that was found."""
     config = job.config
     trained = objective.lm.module.named_parameters()
     state = TrainingState(objective, optimizer.build(config.optimizer, trained, config.weight_decay), Guard())
-    found = checkpoint.load_newest(job.checkpoints) if config.resume else None
     if found is None:
         if config.resume:
             display.note(f"{job.out}: no checkpoint yet, so the run begins at step 0")
         verify_step_zero(job, objective)
         return state
-    if found.state["data"] != job.data.fingerprint:
-        raise UserError(f"{job.out}: the data are not those that this run began with; use another --out for them")
+    if found.state["reference"] != objective.reference_is:
+        raise UserError(
+            f"{getattr(config, 'reference', None) or config.model} is not the model that this run began with, so the "
+            "reference would change midway: put that model back, or choose another --out"
+        )
     objective.lm.load_weights(found.tensors("model"))
     optimizer.restore_state(state.optimizer, found.tensors("optimizer"))
     rng.restore(found.tensors("rng"))
@@ -130,36 +126,46 @@ class Recorder:
     file: MetricsFile
     trackers: Trackers
     display: Display
+    stop: Stop
+    saved: int | None
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self._write(step, "train", values)
         self.display.step(step, values)
 
-    def evaluate(self, step: int) -> dict[str, float] | None:
-        """The held-out data."""
-        return self._evaluated(step, "eval", self.job.data.held_out) if self.job.data.held_out else None
-
-    def sample(self, step: int) -> dict[str, float]:
-        """Some of the training data, to hold beside it."""
-        return self._evaluated(step, "training", self.job.sample)
-
-    def before(self) -> None:
-        """Step 0 is evaluated: what the run began with."""
-        self.evaluate(0)
-        if starts_from_reference(self.job) and self.state.objective.reference is not None:
-            values = self.state.objective.all_at_reference(self.job.sample)  # known without another pass
-            self._write(0, "training", values)
-        else:
-            self.sample(0)
+    def evaluate(self, step: int) -> None:
+        """The held-out data; first and last, also some of the training data, to hold beside them."""
+        if self.job.data.held_out:
+            values = self._evaluated(step, "eval", self.job.data.held_out)
+            self.display.evaluation(step, values)
+        objective = self.state.objective
+        if step == 0 and starts_from_reference(self.job) and objective.reference is not None:
+            self._write(0, "training", objective.all_at_reference(self.job.sample))  # known without another pass
+        elif step in (0, self.job.schedule.steps):
+            self._evaluated(step, "training", self.job.sample)
 
     def _evaluated(self, step: int, split: str, units: list[Encoded]) -> dict[str, float]:
         with self.display.pass_(f"{split} at step {step}", len(units)) as advance:
-            evaluation = evaluate(self.state.objective, units, advance)
+
+            def progress(done: int) -> None:
+                advance(done)
+                self.pause(step)
+
+            evaluation = evaluate(self.state.objective, units, progress)
         values = described(evaluation, units)
         self._write(step, split, values)
-        if split == "eval":
-            self.display.evaluation(step, values)
         return values
+
+    def pause(self, step: int) -> None:
+        """Ends the run if a signal asked for it, with all saved."""
+        if not self.stop.requested:
+            return
+        if self.saved != step:
+            self.save(step)
+        raise Stopped(
+            f"stopped by {self.stop.reason} at step {step} of {self.job.schedule.steps}; all is saved: "
+            "continue with the same command and --resume"
+        )
 
     def save(self, step: int) -> None:
         tensors = {
@@ -167,9 +173,14 @@ class Recorder:
             "optimizer": optimizer.flatten_state(self.state.optimizer),
             "rng": rng.capture(),
         }
-        state: dict[str, Any] = {"guard": asdict(self.state.guard), "data": self.job.data.fingerprint}
+        state: dict[str, Any] = {
+            "guard": asdict(self.state.guard),
+            "data": self.job.data.fingerprint,
+            "reference": self.state.objective.reference_is,
+        }
         checkpoint.save(self.job.checkpoints, step, tensors, state)
         checkpoint.prune(self.job.checkpoints, self.job.config.keep)
+        self.saved = step
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         self.file.write(step, split, values)

@@ -82,7 +82,7 @@ def _five_steps(path):
                 file.write(step, "eval", {"loss": 2 / step})
 
 
-@pytest.mark.parametrize("resume_at, kept", [(0, 0), (1, 1), (2, 3), (5, 7), (99, 7)])
+@pytest.mark.parametrize("resume_at, kept", [(0, 0), (1, 1), (2, 2), (5, 7), (99, 7)])
 def test_resume_keeps_what_the_checkpoint_knows(tmp_path, resume_at, kept):
     path = tmp_path / "metrics.jsonl"
     _five_steps(path)

@@ -1,0 +1,30 @@
+"""A model and data that many runs share; nothing writes to their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.train import tiny
+
+
+class Given(NamedTuple):
+    model: str
+    pairs: str
+    rankings: str
+    unpaired: str
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    folder: Path = tmp_path_factory.mktemp("given")
+    torch.set_num_threads(1)
+    return Given(
+        tiny.model(folder / "model"),
+        tiny.pairs(folder / "pairs.jsonl"),
+        tiny.rankings(folder / "rankings.jsonl"),
+        tiny.unpaired(folder / "unpaired.jsonl"),
+    )
