@@ -77,7 +77,7 @@ class Flag(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(config.Demo, "prefopt.demo:run"),
+    "demo": Command(config.Demo, "prefopt.demo.run:run"),
     "check": Command(config.Check, "prefopt.data.check:run", rest="data"),
     "new-model": Command(config.NewModel, "prefopt.model.new:run"),
     "sft": Command(config.SFT, "prefopt.train.run:sft", trains=True),
