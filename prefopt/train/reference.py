@@ -96,16 +96,16 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
         return
     units = job.data.train
     batch = [units[i] for i in plan.Order(len(units), job.schedule.seed).batch(0, job.schedule.batch_size)]
-    with torch.no_grad():
-        baseline = objective.baseline(batch)
-        for group in plan.microbatches(batch, objective.tokens_per_microbatch):
-            found, expected = objective(group, baseline), objective.at_reference(group)
-            # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
-            rewards = [found.metrics.get(f"rewards/{side}", found.loss[:0]) for side in ("chosen", "rejected")]
-            each = [values for values in rewards if values.shape == found.loss.shape] or [torch.zeros_like(found.loss)]
-            check_step_zero(
-                found.loss, torch.stack(each, 1), objective.lm.dtype, [e.source for e in group], expected.loss
-            )
+    # A baseline from wrong figures would shift with them and hide what is wrong, and it is 0 where they are right.
+    zero = torch.zeros((), device=objective.lm.device)
+    for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+        with torch.no_grad():
+            found, expected = objective(group, zero), objective.at_reference(group)
+        # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
+        rewards = [found.metrics.get(f"rewards/{side}", found.loss[:0]) for side in ("chosen", "rejected")]
+        each = [values for values in rewards if values.shape == found.loss.shape] or [torch.zeros_like(found.loss)]
+        sources = [example.source for example in group]
+        check_step_zero(found.loss, torch.stack(each, 1), objective.lm.dtype, sources, expected.loss)
 
 
 def starts_from_reference(job: Job) -> bool:

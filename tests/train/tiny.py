@@ -107,7 +107,11 @@ def cli(command: str, model: str, data: str, out: Path, **settings: object) -> i
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
+    return weights_of(out / "model")
+
+
+def weights_of(model: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(model) / "model.safetensors")
 
 
 def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
