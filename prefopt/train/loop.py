@@ -116,11 +116,18 @@ def evaluation_batches(units: Sequence[Encoded]) -> list[Sequence[Encoded]]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``values``: averages by name. ``accuracies`` and ``margins``: one per unit, in order, where units are pairs."""
+    """``values``: averages by name. ``singly``: each unit's metrics, in order, where units are pairs; else empty."""
 
     values: dict[str, float]
-    accuracies: list[float]
-    margins: list[float]
+    singly: list[dict[str, float]]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [metrics["rewards/accuracies"] for metrics in self.singly]
+
+    @property
+    def margins(self) -> list[float]:
+        return [metrics["rewards/margins"] for metrics in self.singly]
 
 
 @torch.no_grad()
@@ -129,16 +136,16 @@ def evaluate(
 ) -> Evaluation:
     """The loss and its metrics over ``units``, without a gradient."""
     metrics = Metrics()
-    singly: dict[int, tuple[float, float]] = {}
+    singly: dict[int, dict[str, float]] = {}
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
         for group in plan.microbatches(batch, objective.tokens_per_microbatch):
             output = objective(group, baseline)
-            metrics.add({"loss": output.loss, **output.metrics})
-            won, margins = output.metrics.get("rewards/accuracies"), output.metrics.get("rewards/margins")
-            if won is not None and margins is not None and len(won) == len(group):
-                figures = zip(won.tolist(), margins.tolist(), strict=True)
-                singly.update(zip(map(id, group), figures, strict=True))
+            named = {"loss": output.loss, **output.metrics}
+            metrics.add(named)
+            each = {name: values.float() for name, values in named.items() if values.shape == output.loss.shape}
+            if {"rewards/accuracies", "rewards/margins"} <= each.keys():
+                rows = torch.stack(list(each.values()), 1).tolist()
+                singly.update((id(u), dict(zip(each, row, strict=True))) for u, row in zip(group, rows, strict=True))
         progress(len(batch))
-    found = [singly[id(example)] for example in units if id(example) in singly]
-    return Evaluation(metrics.reduce(), [a for a, _ in found], [m for _, m in found])
+    return Evaluation(metrics.reduce(), [singly[id(example)] for example in units if id(example) in singly])

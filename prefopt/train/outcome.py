@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
+from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed
 from prefopt.model.language_model import LanguageModel
+from prefopt.train import evidence
 from prefopt.train.card import model_card, write_results
 from prefopt.train.job import Job
 from prefopt.train.loop import Evaluation, TrainingState
@@ -56,11 +58,22 @@ def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
     }
 
 
-def write(job: Job, lm: LanguageModel, figures: dict[str, Any]) -> None:
-    """The model, its card and results.json; then the closing words on the screen. RunFailed when the disk is full."""
+def sample(job: Job, lm: LanguageModel, when: Literal["before", "after"]) -> None:
+    """What the model answers to a few prompts, held out if there are such."""
+    encoder = Encoder(job.tokenizer, job.config.max_length, job.config.overlong, job.config.train_on)
+    evidence.write_samples(job.out / "samples.jsonl", lm, encoder, job.data.held_out or job.sample, when)
+
+
+def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[str, evidence.Scored]) -> None:
+    """All that a run leaves behind; then the closing words on the screen. RunFailed when the disk is full."""
+    from prefopt import report  # matplotlib takes a second to import
+
+    sample(job, lm, "after")
+    evidence.write_pairs(job.out / "pairs.jsonl", job.tokenizer, scored)
     try:
         save_model(job.out / "model", lm, job.tokenizer, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
+        report.write([job.out], job.out / "report.html")
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
@@ -68,7 +81,7 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any]) -> None:
         ) from error
     summary = summarize(read_metrics(job.metrics_file), figures)
     render(summary, figures)
-    print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}")
+    print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}\nreport   {job.out / 'report.html'}")
 
 
 def save_model(folder: Path, lm: LanguageModel, tokenizer: Any, card: str) -> None:

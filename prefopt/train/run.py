@@ -5,12 +5,14 @@ metrics.jsonl    a line for every step and every evaluation
 checkpoints/     to resume from
 model/           what AutoModelForCausalLM.from_pretrained reads
 results.json     the figures, before and after
+pairs.jsonl      what the model thinks of single pairs, and samples.jsonl what it answers
+report.html      all of it, to look at
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.errors import Stopped, UserError
 from prefopt.model.load import load_model
-from prefopt.train import checkpoint, optimizer, outcome, rng
+from prefopt.train import checkpoint, evidence, optimizer, outcome, rng
 from prefopt.train.display import Display
 from prefopt.train.guard import Guard, Stop, stop_on_signal
 from prefopt.train.job import Job
@@ -75,7 +77,7 @@ def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> 
         finally:
             trackers.finish()
     figures = outcome.results(job, state, time.monotonic() - began)
-    outcome.write(job, objective.lm, figures)
+    outcome.write(job, objective.lm, figures, recorder.scored)
     return figures
 
 
@@ -128,6 +130,8 @@ class Recorder:
     display: Display
     stop: Stop
     saved: int | None
+    scored: dict[str, evidence.Scored] = field(default_factory=dict)
+    """the newest evaluation of each split"""
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self._write(step, "train", values)
@@ -135,6 +139,8 @@ class Recorder:
 
     def evaluate(self, step: int) -> None:
         """The held-out data; first and last, also some of the training data, to hold beside them."""
+        if step == 0:
+            outcome.sample(self.job, self.state.objective.lm, "before")
         if self.job.data.held_out:
             values = self._evaluated(step, "eval", self.job.data.held_out)
             self.display.evaluation(step, values)
@@ -152,6 +158,7 @@ class Recorder:
                 self.pause(step)
 
             evaluation = evaluate(self.state.objective, units, progress)
+        self.scored[split] = evidence.Scored(units, evaluation)
         values = described(evaluation, units)
         self._write(step, split, values)
         return values

@@ -1,0 +1,152 @@
+"""Responses from a model: a generator is anything that takes prompts and gives n texts for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from prefopt.data.encode import Encoder
+from prefopt.errors import UserError
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.quiet import quiet
+from prefopt.types import Example, Message, Response
+
+Prompt = str | tuple[Message, ...]
+
+
+class Generator(Protocol):
+    """What sampling, judging and rounds of feedback ask of a model, wherever it runs."""
+
+    def __call__(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+        """``n`` responses to each prompt, in the order of the prompts."""
+        ...
+
+
+@dataclass(frozen=True)
+class TransformersGenerator:
+    """Generates with transformers' own ``generate``, in batches padded at the left.
+
+    A prompt is encoded as in training. ``temperature=0`` is greedy; above it ``top_p`` is the share of the mass
+    that is drawn from. Equal ``seed``, prompts, ``n`` and ``batch_size``, equal responses; the caller's random
+    state is left as it was. UserError where a prompt leaves no room for ``max_new_tokens``, or more than one
+    greedy response is asked for.
+    """
+
+    lm: LanguageModel
+    encoder: Encoder
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, right in (
+            ("temperature", self.temperature >= 0),
+            ("top_p", 0 < self.top_p <= 1),
+            ("max_new_tokens", self.max_new_tokens > 0),
+            ("batch_size", self.batch_size > 0),
+        ):
+            if not right:
+                raise UserError(f"{name} cannot be {getattr(self, name)}")
+
+    def __call__(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+        found = self.ids(self.encoder.prompts(prompts), n)
+        return [[self.text(ids) for ids in of_prompt] for of_prompt in found]
+
+    def text(self, ids: np.ndarray) -> str:
+        """What a person reads: without control tokens."""
+        return self.encoder.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def ids(self, prompts: Sequence[np.ndarray], n: int = 1) -> list[list[np.ndarray]]:
+        """Ids of prompts (``Encoder.prompts``) -> ``n`` int32 arrays each, the end token included where it came."""
+        self._check(prompts, n)
+        found: list[list[np.ndarray]] = [[] for _ in prompts]
+        asked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike in length, so little padding
+        rows = [i for i in asked for _ in range(n)]
+        devices = [self.lm.device] if self.lm.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), quiet(), torch.no_grad():
+            torch.manual_seed(self.seed)
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                for i, ids in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+                    found[i].append(ids)
+        return found
+
+    def _generate(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        width = max(map(len, prompts))
+        ids = np.full((len(prompts), width), self._settings.pad_token_id, np.int64)
+        read = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = prompt
+            read[row, width - len(prompt) :] = 1
+        with _undisturbed(self.lm) as model:
+            written = model.generate(
+                input_ids=torch.from_numpy(ids).to(self.lm.device),
+                attention_mask=torch.from_numpy(read).to(self.lm.device),
+                generation_config=self._settings,
+            )
+        return [self._ended(row[width:]) for row in written.cpu().numpy().astype(np.int32)]
+
+    def _ended(self, ids: np.ndarray) -> np.ndarray:
+        """Without the padding behind the first end token."""
+        ends = np.flatnonzero(np.isin(ids, self._ends))
+        return ids[: ends[0] + 1] if len(ends) else ids
+
+    @cached_property
+    def _settings(self) -> GenerationConfig:
+        drawn: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.temperature > 0,
+            eos_token_id=self._ends or None,
+            pad_token_id=self._ends[0] if self._ends else 0,
+            **(drawn if self.temperature > 0 else {}),
+        )
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The tokens that end a response: the tokenizer's, the model's, and what the chat template ends a turn with."""
+        tokenizer, known = self.encoder.tokenizer, self.lm.bare.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
+        if tokenizer.chat_template is not None:
+            turn = Example((Message("user", "a"),), (Response((Message("assistant", "b"),)),))
+            drafts, _ = self.encoder.drafts([turn])
+            last = {int(draft.responses[0][-1]) for draft in drafts}
+            ends |= last & set(tokenizer.all_special_ids)
+        return sorted(ends - {None})
+
+    def _check(self, prompts: Sequence[np.ndarray], n: int) -> None:
+        if n > 1 and self.temperature == 0:
+            raise UserError(f"{n} greedy responses would all be the same: set a temperature above 0")
+        limit = getattr(self.lm.bare.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, prompts), default=0)
+        if limit and longest + self.max_new_tokens > limit:
+            raise UserError(
+                f"a prompt of {longest} tokens leaves no room for {self.max_new_tokens} more: the model takes {limit}; "
+                "lower max_new_tokens"
+            )
+
+
+@contextmanager
+def _undisturbed(lm: LanguageModel) -> Iterator[Any]:
+    """The model without what would change its responses or its speed, put back afterwards.
+
+    transformers fills what a request leaves open (a repetition penalty, say) from the model's own
+    generation_config.json; and recomputing activations, which is for training, forbids the cache.
+    """
+    training, own = lm.module.training, lm.bare.generation_config
+    lm.module.eval()
+    lm.bare.generation_config = GenerationConfig()
+    try:
+        yield lm.bare
+    finally:
+        lm.bare.generation_config = own
+        lm.module.train(training)

@@ -1,0 +1,128 @@
+"""What a run left in its folder, as far as it is there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt import config
+from prefopt.errors import UserError
+from prefopt.train.metrics import read_metrics
+from prefopt.train.track import redact
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``results`` of a run that has not finished are what its metrics tell so far.
+
+    ``history``: records of metrics.jsonl. ``pairs`` and ``samples``: rows of the files of that name (see
+    `prefopt.train.evidence`), empty where the run has none.
+    """
+
+    folder: Path
+    name: str
+    finished: bool
+    settings: Row
+    results: Row
+    history: Sequence[Row]
+    pairs: Sequence[Row]
+    samples: Sequence[Row]
+
+    @property
+    def held_out(self) -> bool:
+        return any(record["split"] == "eval" for record in self.history)
+
+    @property
+    def judged(self) -> Mapping[str, Row]:
+        """Before and after, on the data that tell most: held out if there are such."""
+        return self.results.get("held_out") or self.results.get("training") or {}
+
+    def curve(self, split: str, name: str) -> tuple[list[int], list[float]]:
+        """Steps and finite values of one metric on "train", "training" (the sample) or "eval"."""
+        points = [(r["step"], r[name]) for r in self.history if r["split"] == split and isinstance(r.get(name), float)]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def pairs_of(self, split: str) -> list[Row]:
+        """With a finite margin; ``split`` is "eval" or "training"."""
+        return [p for p in self.pairs if p.get("split") == split and isinstance(p.get("rewards/margins"), float)]
+
+    @property
+    def judged_pairs(self) -> list[Row]:
+        return self.pairs_of("eval") or self.pairs_of("training")
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """UserError where a folder holds no run, or a file of it is broken. Names are as short as tells them apart."""
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    return [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    files = {part: folder / part for part in ("config.yaml", "metrics.jsonl", "results.json")}
+    if not any(file.is_file() for file in files.values()):
+        what = "is no folder" if not folder.is_dir() else f"holds no run: none of {', '.join(files)} is in it"
+        raise UserError(f"{folder} {what}; name the --out of a run")
+    history = read_metrics(files["metrics.jsonl"]) if files["metrics.jsonl"].is_file() else []
+    finished = files["results.json"].is_file()
+    given = config.read(files["config.yaml"]) if files["config.yaml"].is_file() else {}
+    return Run(
+        folder,
+        name,
+        finished,
+        redact({key: setting.value for key, setting in given.items()}),
+        _results(files["results.json"]) if finished else _so_far(history),
+        history,
+        _rows(folder / "pairs.jsonl"),
+        _rows(folder / "samples.jsonl"),
+    )
+
+
+def _so_far(history: Sequence[Row]) -> dict[str, Any]:
+    """Results of an unfinished run: its first figures and its newest."""
+
+    def around(split: str) -> dict[str, Row] | None:
+        records = [record for record in history if record["split"] == split]
+        first = [record for record in records if record["step"] == 0]
+        return {"before": first[0] if first else {}, "after": records[-1]} if records else None
+
+    steps = max((record["step"] for record in history), default=0)
+    return {"steps": steps, "training": around("training"), "held_out": around("eval")}
+
+
+def _results(file: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); mend it, or delete it to report without") from None
+    if not isinstance(results, dict):
+        raise UserError(f"{file}: not a JSON object; mend it, or delete it to report without")
+    return {key: _numbers(value) if key in ("training", "held_out") else value for key, value in results.items()}
+
+
+def _numbers(value: Any) -> Any:
+    """ "nan" and "inf", which JSON has no numbers for, as they were."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _rows(file: Path) -> list[Row]:
+    if not file.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            rows.append(None)
+        if not isinstance(rows[-1], dict):
+            raise UserError(f"{file}:{number}: not a JSON object; mend or delete the line") from None
+    return rows
