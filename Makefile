@@ -3,11 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-parity
 
-.PHONY: help demo test lint parity bench clean
+.PHONY: help demo test lint parity bench bench-env clean
 
 help:                 ## what there is
-	@sed -n 's/^\([a-z]*\):.*##/make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##/make \1\t/p' Makefile | expand -t 16
 
 demo: $(READY)        ## a first run, on preferences that it makes itself
 	$(BIN)/prefopt demo
@@ -24,15 +25,23 @@ parity: $(READY)      ## the losses against TRL's, where TRL can be installed
 	@if $(BIN)/pip install -q -c constraints.txt -e ".[dev,parity]"; then $(BIN)/pytest -m parity tests; \
 	else echo "parity: skipped, because TRL cannot be installed here (the reason stands above)"; fi
 
-bench: $(READY)       ## the measurements
-	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script || exit 1; done
+bench: bench-env      ## the measurements, beside TRL
+	$(PEERS)/bin/python -m benchmarks
+	$(PEERS)/bin/python -m benchmarks.growth
+
+bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
 
 clean:                ## removes what these targets made, except runs/
-	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find prefopt tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefopt needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(PEERS)/.ready: pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[parity]"
 	@touch $@

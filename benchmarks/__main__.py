@@ -1,0 +1,74 @@
+"""Everything side by side: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.measure import measured
+
+HERE = Path(__file__).parent
+SCHEMES = ("prefopt", "trl", "trl-precomputed", "trl-best", "padded")
+BATCHES = {"hh": (8, 16, 64), "ranking": (24,), "long": (4,), "vocabulary": (8,)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--data", help="preference file for the hh workload; by default one is made")
+    parser.add_argument("--workloads", nargs="+", default=list(BATCHES), choices=list(BATCHES))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="of the hh workload, instead of 8 16 64")
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--rounds", type=int, default=3, help="times that every scheme takes its turn")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each turn; the first is not timed")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--timeout", type=float, default=900, help="seconds after which a turn is given up")
+    parser.add_argument("--pairs-at-once", type=int, default=2, help="trl-best's micro-batch")
+    parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    schemes = [s for s in args.schemes if not s.startswith("trl") or find_spec("trl")]
+    results = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "threads": args.threads,
+        "data": "made" if args.data is None else Path(args.data).name,
+        "steps": args.steps,
+        "left_out": [] if schemes == args.schemes or find_spec("trl") else ["trl is not installed: make bench-env"],
+        "records": [],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.workloads:
+            folder = Path(scratch, name)
+            batches = (name == "hh" and args.batch_sizes) or BATCHES[name]
+            made = measured(
+                args.threads, work="make", folder=str(folder), name=name, data=args.data,
+                pairs=max(batches) * args.steps, toy=args.toy,
+            )  # fmt: skip
+            if "failed" in made:
+                raise SystemExit(f"{name}: {made['failed']}")
+            results["machine"] = made
+            for turn in range(args.rounds):
+                for batch in batches:
+                    for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
+                        record = measured(
+                            args.threads, args.timeout, work="steps", folder=str(folder), scheme=scheme,
+                            batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once,
+                        )  # fmt: skip
+                        record |= {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
+                        results["records"].append(record)
+                        print(report.line(record), flush=True)
+                        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+                        (args.out / "RESULTS.md").write_text(report.written(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""One measurement, in a process of its own: ``python -m benchmarks.measure JSON`` prints one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def measured(threads: int, timeout: float | None = None, **asked: Any) -> dict[str, Any]:
+    """Run the measurement ``asked`` for in a child. Its record, or {"failed": why}."""
+    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(asked | {"threads": threads})]
+    try:
+        with tempfile.TemporaryDirectory() as cache:  # nothing is known from the run before
+            child = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+                env=os.environ | {"PREFOPT_CACHE": cache, "OMP_NUM_THREADS": str(threads)},
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {timeout:g} s"}
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        return {"failed": last[:300]}
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def steps(folder: str, scheme: str, batch_size: int, steps: int, **options: Any) -> dict[str, Any]:
+    """Losses, seconds, peak memory of ``steps`` training steps, and what the machine could do just after them."""
+    from transformers import AutoConfig
+
+    from benchmarks import machine, workloads
+    from benchmarks.schemes import SCHEMES, Task
+
+    task = Task(Path(folder, "model"), workloads.load(Path(folder)), batch_size, steps, **options)
+    others, began = machine.Others(), time.perf_counter()
+    run = SCHEMES[scheme](task)
+    record = {
+        "losses": run.losses,
+        "seconds": run.seconds,
+        "reference_seconds": run.reference_seconds,
+        "whole_seconds": time.perf_counter() - began,
+        "memory": machine.peak_memory(),
+        "others": others.cores(),
+        "peak_flops": machine.matmul_peak(),
+    }
+    config = AutoConfig.from_pretrained(task.model)
+    return record | {
+        "useful_tokens": [machine.useful_tokens(batch) for batch in task.batches],
+        "useful_flops": [machine.useful_flops(batch, config) for batch in task.batches],
+    }
+
+
+def make(folder: str, name: str, data: str | None, pairs: int, toy: bool) -> dict[str, Any]:
+    """A workload's files, in a process of its own too, so that the one that measures stays small."""
+    from benchmarks import machine, workloads
+
+    workloads.make(name, Path(folder), data, pairs, toy)
+    return machine.describe()
+
+
+def grow(folder: str, toy: bool, axis: str, value: int) -> dict[str, Any]:
+    """Median seconds and peak memory of a prefopt step of 4 prompts, where ``axis`` is ``value``."""
+    from statistics import median
+
+    from benchmarks import machine, workloads
+    from benchmarks.schemes import Task, prefopt
+
+    at = {"prompt": 256, "responses": 2, "vocabulary": 8192} | {axis: value}
+    model, examples = workloads.grown(Path(folder), toy=toy, **at)
+    run = prefopt(Task(model, examples, len(examples) // 3, 3))
+    return {"seconds": median(run.seconds[1:]), "memory": machine.peak_memory()}
+
+
+def read(folder: str, toy: bool, pairs: int) -> dict[str, Any]:
+    """Seconds and peak memory from a file of so many pairs to a plan: read, checked, encoded, split."""
+    import numpy as np
+
+    from benchmarks import machine, workloads
+
+    file, tokenizer = Path(folder, "made.jsonl"), workloads.small_tokenizer(Path(folder))
+    workloads.write_pairs(file, pairs, np.random.default_rng(0))
+    began = time.perf_counter()
+    examples = workloads.read(str(file), tokenizer)
+    return {"seconds": time.perf_counter() - began, "memory": machine.peak_memory(), "kept": len(examples)}
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    import torch
+
+    torch.set_num_threads(asked.pop("threads"))
+    work = {"steps": steps, "make": make, "grow": grow, "read": read}[asked.pop("work")]
+    print(json.dumps(work(**asked)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""From ``results.json`` to ``RESULTS.md``: medians over the turns, ratios to prefopt, and what stays open."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Record = dict[str, Any]
+
+OPEN = (
+    "HH, 0.5B and 7B shapes, bf16, one H100/H200-class GPU: pairs/s against TRL's default (≥ 4×) and its best (≥ 2×)",
+    "the same: share of the card's measured bf16 matrix-product peak on useful tokens at 7B (≥ 40 %)",
+    "the same: peak memory against TRL's default (≤ 0.6×)",
+    "head in chunks on CUDA against linear_cross_entropy and a Triton kernel",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme on one workload at one batch size: medians over its turns."""
+
+    records: list[Record]
+
+    def _median(self, of) -> float:
+        return median(map(of, self.records))
+
+    @property
+    def pairs_per_second(self) -> float:
+        """After the reference pass, if there is one; the first step, which warms up, is not counted."""
+        return self._median(lambda r: r["batch_size"] * (len(r["seconds"]) - 1) / sum(r["seconds"][1:]))
+
+    @property
+    def with_pass(self) -> float:
+        """The pass over the reference included, as in a run of one epoch."""
+        return 1 / (1 / self.pairs_per_second + self.pass_per_pair)
+
+    @property
+    def pass_per_pair(self) -> float:
+        return self._median(lambda r: r["reference_seconds"] / (r["batch_size"] * len(r["seconds"])))
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._median(lambda r: sum(r["useful_tokens"][1:]) / sum(r["seconds"][1:]))
+
+    @property
+    def share_of_peak(self) -> float:
+        return self._median(lambda r: sum(r["useful_flops"][1:]) / sum(r["seconds"][1:]) / r["peak_flops"])
+
+    @property
+    def memory(self) -> float:
+        return self._median(lambda r: r["memory"])
+
+    @property
+    def losses(self) -> list[float]:
+        return self.records[0]["losses"]
+
+
+Rows = dict[tuple[str, int, str], Row]
+
+
+def rows(records: Iterable[Record]) -> Rows:
+    """By (workload, batch size, scheme); failed turns are left out."""
+    grouped: dict[tuple[str, int, str], list[Record]] = {}
+    for record in records:
+        if "failed" not in record:
+            grouped.setdefault((record["workload"], record["batch_size"], record["scheme"]), []).append(record)
+    return {key: Row(found) for key, found in grouped.items()}
+
+
+def line(record: Record) -> str:
+    """What the screen shows of one turn."""
+    head = f"{record['workload']:<11}{record['batch_size']:>3} pairs  {record['scheme']:<16}"
+    if "failed" in record:
+        return head + record["failed"]
+    row = Row([record])
+    return head + (
+        f"{row.pairs_per_second:8.3f} pairs/s {row.with_pass:8.3f} with its pass {row.share_of_peak:6.1%} of peak "
+        f"{row.memory / 1e9:6.2f} GB  loss {', '.join(f'{x:.5f}' for x in row.losses)}  others {record['others']:.1f}"
+    )
+
+
+def written(results: dict[str, Any]) -> str:
+    """RESULTS.md."""
+    found = rows(results["records"])
+    parts = [
+        "# What was measured",
+        f"{results['date']}, {results['threads']} threads, {results['steps']} steps a turn, the first not timed. "
+        f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
+        "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times faster "
+        "prefopt is than the row, and how many times its memory the row takes. Useful tokens are the different "
+        "prefixes of a step's sequences, the same for every row; the share of the peak counts their products alone.",
+        "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items()) + ".",
+        _load(results["records"]),
+        *(_table(found, name, batch) for name, batch in dict.fromkeys((n, b) for n, b, _ in found)),
+        "## Figures to reach",
+        _targets(found),
+        "## Open",
+        "\n".join(f"- {text}" for text in [*OPEN, *results["left_out"], *_failures(results["records"])]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _load(records: Iterable[Record]) -> str:
+    busy = [r["others"] for r in records if "failed" not in r]
+    if not busy:
+        return "Nothing was measured."
+    return (
+        f"Meanwhile other work kept {median(busy):.1f} cores busy (median over the turns; {max(busy):.1f} at most)."
+        + (" The machine was shared: read the ratios, not the rates." if median(busy) > 0.2 else "")
+    )
+
+
+def _table(found: Rows, name: str, batch: int) -> str:
+    these = {scheme: row for (n, b, scheme), row in found.items() if (n, b) == (name, batch)}
+    ours = these.get("prefopt")
+    lines = [
+        f"## {name}, {batch} pairs a step",
+        "| | pairs/s | with the reference pass | useful tokens/s | of matrix-product peak | peak memory"
+        " | loss by step | furthest from prefopt's |\n|---|---|---|---|---|---|---|---|",
+    ]
+    for scheme, row in these.items():
+        off = "" if ours is None else f"{max(abs(a - b) for a, b in zip(row.losses, ours.losses, strict=True)):.0e}"
+        lines[-1] += (
+            f"\n| {scheme} | {row.pairs_per_second:.2f}{_times(ours, row, 'pairs_per_second')}"
+            f" | {row.with_pass:.2f}{_times(ours, row, 'with_pass')} | {row.tokens_per_second:,.0f}"
+            f" | {row.share_of_peak:.0%} | {row.memory / 1e9:.2f} GB{_times(row, ours, 'memory')}"
+            f" | {' '.join(f'{x:.4f}' for x in row.losses)} | {off} |"
+        )
+    return "\n\n".join(lines)
+
+
+def _times(above: Row | None, below: Row | None, what: str) -> str:
+    if above is None or below is None or above is below:
+        return ""
+    return f" ({getattr(above, what) / getattr(below, what):.1f}×)"
+
+
+def _targets(found: Rows) -> str:
+    """The ratios of prefopt to its peers that the project aims at."""
+
+    def ratio(name, batch, of, peer, peer_of=None):
+        ours, theirs = found.get((name, batch, "prefopt")), found.get((name, batch, peer))
+        return None if ours is None or theirs is None else getattr(ours, of) / getattr(theirs, peer_of or of)
+
+    def sweep():
+        """Four β: one pass and four trainings, against the faster of TRL's live and precomputed reference."""
+        ours = found.get(("hh", 8, "prefopt"))
+        theirs = [found[key] for s in ("trl", "trl-precomputed") if (key := ("hh", 8, s)) in found]
+        if ours is None or not theirs:
+            return None
+        return min(4 / row.with_pass for row in theirs) / (4 / ours.pairs_per_second + ours.pass_per_pair)
+
+    ours = found.get(("hh", 8, "prefopt"))
+    wanted = [
+        ("hh, 8 pairs: pairs/s with its pass, against TRL's default", 4.5, ratio("hh", 8, "with_pass", "trl")),
+        ("hh, 16 pairs: the same", 6, ratio("hh", 16, "with_pass", "trl")),
+        ("hh, 64 pairs: the same", 6, ratio("hh", 64, "with_pass", "trl")),
+        ("hh, 8 pairs: after the pass, against TRL with its reference precomputed", 6,
+         ratio("hh", 8, "pairs_per_second", "trl-precomputed")),
+        ("hh, 8 pairs: four β, from these rates", 8, sweep()),
+        ("hh, 16 pairs: peak memory against TRL's default", -0.30, ratio("hh", 16, "memory", "trl")),
+        ("hh, 8 pairs: share of the matrix-product peak", 0.85, ours and ours.share_of_peak),
+        ("ranking: 4 responses against TRL's 3 pairs", 8, ratio("ranking", 24, "with_pass", "trl")),
+        ("vocabulary of 128k: peak memory against TRL's default", -0.5, ratio("vocabulary", 8, "memory", "trl")),
+    ]  # fmt: skip
+    lines = ["| | wanted | measured |\n|---|---|---|"]
+    for what, bound, value in wanted:
+        reached = value is not None and (value >= bound if bound > 0 else value <= -bound)
+        shown = "open" if value is None else f"{value:.2f} {'✓' if reached else '✗'}"
+        lines.append(f"| {what} | {'≥' if bound > 0 else '≤'} {abs(bound):g} | {shown} |")
+    return "\n".join(lines)
+
+
+def _failures(records: Iterable[Record]) -> list[str]:
+    failed = [
+        (f"{r['workload']}, {r['batch_size']} pairs, {r['scheme']}", r["failed"]) for r in records if "failed" in r
+    ]
+    return [f"{what}: {why}" for what, why in dict.fromkeys(failed)]
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "results.json")
+    (source.parent / "RESULTS.md").write_text(written(json.loads(source.read_text())))

@@ -1,0 +1,196 @@
+"""The ways of training that are compared. Each takes the same pairs in the same order and does the same steps.
+
+``prefopt``           the token tree; the reference once, before the first step
+``trl``               TRL's DPOTrainer as it comes: padded, the reference beside the policy, activations recomputed
+``trl-precomputed``   the same, with the reference once, before the first step
+``trl-best``          and, where that is faster, activations kept and small micro-batches, which pad less
+``padded``            the scheme of the DPO paper's code: chosen and rejected in one padded batch, whole
+                      logits, the reference beside the policy
+
+All in fp32, with AdamW without decay at a constant rate, and the gradient clipped at 1. TRL gets token ids
+where it would tokenize; nothing else of it is changed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from prefopt.types import Encoded
+
+BETA = 0.1
+PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
+
+
+@dataclass(frozen=True)
+class Task:
+    """``steps`` optimizer steps of ``batch_size`` pairs each."""
+
+    model: Path
+    examples: Sequence[Encoded]
+    batch_size: int
+    steps: int
+    rate: float = 1e-4
+    tokens_at_once: int | None = None  # prefopt's; None: its default
+    pairs_at_once: int | None = None  # trl-best's
+
+    @property
+    def batches(self) -> list[Sequence[Encoded]]:
+        return [self.examples[s * self.batch_size : (s + 1) * self.batch_size] for s in range(self.steps)]
+
+
+@dataclass
+class Run:
+    """What a scheme did: the loss and the wall time of each step, and the time of its pass over the reference."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    reference_seconds: float = 0.0
+
+
+def prefopt(task: Task) -> Run:
+    from prefopt.data import plan
+    from prefopt.losses import DPO
+    from prefopt.model.load import load_model
+    from prefopt.model.reference import response_keys
+    from prefopt.train import defaults, optimizer
+    from prefopt.train.guard import Guard
+    from prefopt.train.loop import Schedule, TrainingState, train_step
+    from prefopt.train.objective import Objective
+
+    longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
+    lm = load_model(str(task.model), "float32", "cpu", longest)
+    assert lm.way == "tree", lm.why
+    budget = task.tokens_at_once or defaults.tokens_per_microbatch(lm.device)
+    run, began = Run(), time.perf_counter()
+    sums = {}
+    for group in plan.microbatches([e for batch in task.batches for e in batch], budget):
+        known = lm.score(lm.pack(group))
+        keys = [key for e in group for key in response_keys(e)]
+        sums |= zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True)
+    run.reference_seconds = time.perf_counter() - began
+    schedule = Schedule(task.steps, task.batch_size, task.rate, 0, "constant", 1.0, 0, 0, task.steps)
+    adamw = optimizer.build("adamw", lm.module.named_parameters())
+    state = TrainingState(Objective(DPO(BETA), lm, sums, budget), adamw, Guard())
+    for batch in task.batches:
+        began = time.perf_counter()
+        run.losses.append(train_step(state, batch, schedule)["loss"])
+        run.seconds.append(time.perf_counter() - began)
+        state.step += 1
+    return run
+
+
+def padded(task: Task) -> Run:
+    policy, reference = (AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32) for _ in range(2))
+    adamw = torch.optim.AdamW(policy.parameters(), lr=task.rate, weight_decay=0.0, fused=True)
+    run = Run()
+    for batch in task.batches:
+        began, total = time.perf_counter(), 0.0
+        adamw.zero_grad()
+        for start in range(0, len(batch), PADDED_AT_ONCE):
+            group = batch[start : start + PADDED_AT_ONCE]
+            with torch.no_grad():
+                before = _padded_logps(reference, group)
+            s = _padded_logps(policy, group) - before
+            loss = -F.logsigmoid(BETA * (s[: len(group)] - s[len(group) :])).sum() / len(batch)
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        adamw.step()
+        run.losses.append(total)
+        run.seconds.append(time.perf_counter() - began)
+    return run
+
+
+def _padded_logps(model, group: Sequence[Encoded]) -> torch.Tensor:
+    """[2P] log π(y|x): all chosen, then all rejected."""
+    rows = [(e.prompt, e.responses[side]) for side in (0, 1) for e in group]
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids, attended, scored = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    for i, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        ids[i, :end] = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
+        attended[i, :end] = 1
+        scored[i, len(prompt) : end] = 1
+    logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
+    logps = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    return (logps * scored[:, 1:]).sum(1)
+
+
+def trl(task: Task, **options) -> Run:
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    run = Run()
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            run.losses.append(0.0)
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            run.seconds.append(time.perf_counter() - self.began)
+
+    class Trainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *args):
+            return dataset  # token ids already
+
+        def _precompute_ref_logps(self, *args):
+            began = time.perf_counter()
+            try:
+                return super()._precompute_ref_logps(*args)
+            finally:
+                run.reference_seconds = time.perf_counter() - began
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)  # divided by the accumulation steps already
+            run.losses[-1] += float(loss)
+            return loss
+
+    pairs = [e for batch in task.batches for e in batch]
+    columns = {
+        "prompt_ids": [e.prompt.tolist() for e in pairs],
+        "chosen_ids": [e.responses[0].tolist() for e in pairs],
+        "rejected_ids": [e.responses[1].tolist() for e in pairs],
+    }
+    at_once = options.pop("pairs_at_once", None) or task.batch_size
+    with tempfile.TemporaryDirectory() as out:
+        config = DPOConfig(
+            out, per_device_train_batch_size=at_once, gradient_accumulation_steps=task.batch_size // at_once,
+            max_steps=task.steps, learning_rate=task.rate, lr_scheduler_type="constant", weight_decay=0.0, beta=BETA,
+            max_length=None, train_sampling_strategy="sequential", bf16=False, use_cpu=True, report_to="none",
+            save_strategy="no", disable_tqdm=True, **options,
+        )  # fmt: skip
+        trainer = Trainer(
+            str(task.model), args=config, train_dataset=Dataset.from_dict(columns), callbacks=[Clock()],
+            processing_class=AutoTokenizer.from_pretrained(task.model),
+        )  # fmt: skip
+        trainer.train()
+    return run
+
+
+def trl_precomputed(task: Task) -> Run:
+    return trl(task, precompute_ref_log_probs=True)
+
+
+def trl_best(task: Task) -> Run:
+    return trl(
+        task,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        pairs_at_once=min(task.pairs_at_once or 2, task.batch_size),
+    )
+
+
+SCHEMES: dict[str, Callable[[Task], Run]] = {
+    "prefopt": prefopt, "trl": trl, "trl-precomputed": trl_precomputed, "trl-best": trl_best, "padded": padded,
+}  # fmt: skip

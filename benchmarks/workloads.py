@@ -1,0 +1,174 @@
+"""What is worked on: a model, and pairs of token ids in the order in which every scheme reads them.
+
+``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
+``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one
+``long``        a prompt of 4k tokens with two short responses
+``vocabulary``  lengths as in hh, 128k vocabulary: the head dominates
+
+The model is llama-shaped: 8 layers of width 512, 25M parameters, and the embeddings beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from prefopt.data import plan
+from prefopt.data.dataset import encoded
+from prefopt.data.encode import Encoder
+from prefopt.model.new import texts, train_tokenizer
+from prefopt.types import Encoded
+
+LAYERS, WIDTH = 8, 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model; ``toy`` is for tests."""
+
+    vocabulary: int = 8192
+    max_length: int = 1024
+    layers: int = LAYERS
+    width: int = WIDTH
+
+
+def make(name: str, folder: Path, data: str | None, pairs: int, toy: bool = False) -> None:
+    """Write ``folder/model`` and ``folder/pairs.jsonl`` with at least ``pairs`` pairs, all from fixed seeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    size = {"layers": 2, "width": 32} if toy else {}
+    vocabulary = {"vocabulary": 2048 if toy else 131072}.get(name, 512 if toy else 8192)
+    shape = Shape(vocabulary, 8192 if name == "long" else 1024, **size)
+    file = data or str(folder / "made.jsonl")
+    if data is None:
+        write_pairs(Path(file), pairs, rng)
+    tokenizer = train_tokenizer(texts(file), min(shape.vocabulary, 8192))
+    tokenizer.save_pretrained(folder / "model")
+    save_model(shape, tokenizer, folder / "model")
+    if name == "hh":
+        examples = read(file, tokenizer, shape.max_length)
+        order = plan.Order(len(examples), 0)
+        chosen = [examples[i] for i in order.batch(0, pairs)]
+        made = ((e.prompt, *e.responses) for e in chosen)
+    else:
+        made = _MADE[name](rng, pairs, shape.vocabulary, toy)
+    with (folder / "pairs.jsonl").open("w") as out:
+        for parts in made:
+            out.write(json.dumps([part.tolist() for part in parts]) + "\n")
+
+
+def read(file: str, tokenizer: Any, max_length: int = 1024) -> list[Encoded]:
+    """The pairs of a preference file, as ``prefopt train`` reads them."""
+    return plan.units(encoded([file], None, Encoder(tokenizer, max_length)).examples, "pair")
+
+
+def small_tokenizer(folder: Path, vocabulary: int = 8192) -> Any:
+    """Trained on a thousand made pairs."""
+    write_pairs(folder / "small.jsonl", 1000, np.random.default_rng(1))
+    return train_tokenizer(texts(str(folder / "small.jsonl")), vocabulary)
+
+
+def grown(folder: Path, toy: bool, prompt: int, responses: int, vocabulary: int) -> tuple[Path, list[Encoded]]:
+    """A model, and three batches of 4 prompts each with pairs of the first with each other of its responses of 64."""
+    shape = Shape(vocabulary, prompt + 64, **({"layers": 2, "width": 32} if toy else {}))
+    save_model(shape, small_tokenizer(folder, 512), folder / "model")
+    rng, made = np.random.default_rng(0), []
+    for _ in range(3 * 4):
+        start, best, *others = (_ids(rng, n, vocabulary) for n in [prompt, *[64] * responses])
+        made += [example(start, best, other) for other in others]
+    return folder / "model", made
+
+
+def load(folder: Path) -> list[Encoded]:
+    """The pairs of a workload, in order."""
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    return [example(*(np.array(ids, np.int32) for ids in json.loads(line))) for line in lines]
+
+
+def example(prompt: np.ndarray, *responses: np.ndarray) -> Encoded:
+    """Responses stand best first."""
+    content = b"|".join(part.tobytes() for part in (prompt, *responses))
+    return Encoded(
+        prompt, responses, tuple(np.ones(len(r), bool) for r in responses),
+        tuple(float(-i) for i in range(len(responses))), "benchmark",
+        xxhash.xxh3_128_hexdigest(content), xxhash.xxh3_128_hexdigest(prompt.tobytes()),
+    )  # fmt: skip
+
+
+def save_model(shape: Shape, tokenizer: Any, folder: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=32 * round(shape.width * 8 / 3 / 32),
+        num_hidden_layers=shape.layers, num_attention_heads=max(1, shape.width // 64),
+        max_position_embeddings=shape.max_length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+
+# --- lengths, and ids that have them ----------------------------------------------------------------
+
+
+def prompt_lengths(rng: np.random.Generator, n: int) -> np.ndarray:
+    """As in HH (harmless-base) with 8k tokens: log-normal, median 83, 5 to 95 %: 17 to 355."""
+    return np.exp(rng.normal(4.42, 0.98, n)).astype(int).clip(4, 800)
+
+
+def response_lengths(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    """[n, k], end token included; median 32, 5 to 95 %: 7 to 135; log-lengths of one prompt correlate by 0.3."""
+    z = np.sqrt(0.3) * rng.normal(size=(n, 1)) + np.sqrt(0.7) * rng.normal(size=(n, k))
+    return np.exp(3.47 + 0.91 * z).astype(int).clip(3, 200)
+
+
+Parts = Iterator[tuple[np.ndarray, ...]]
+
+
+def _pairs(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts:
+    for prompt, responses in zip(prompt_lengths(rng, n), response_lengths(rng, n, 2), strict=True):
+        yield _ids(rng, prompt, vocabulary), *(_ids(rng, r, vocabulary) for r in responses)
+
+
+def _rankings(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts:
+    prompts = -(-n // 3)
+    for length, lengths in zip(prompt_lengths(rng, prompts), response_lengths(rng, prompts, 4), strict=True):
+        prompt, best, *others = (_ids(rng, size, vocabulary) for size in (length, *lengths))
+        for other in others:
+            yield prompt, best, other
+
+
+def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts:
+    for responses in response_lengths(rng, n, 2):
+        yield _ids(rng, 256 if toy else 4096, vocabulary), *(_ids(rng, r, vocabulary) for r in responses)
+
+
+_MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
+    "ranking": _rankings, "long": _long, "vocabulary": _pairs,
+}  # fmt: skip
+NAMES = ("hh", *_MADE)
+
+
+def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:
+    return rng.integers(3, vocabulary, length, dtype=np.int32)
+
+
+def write_pairs(file: Path, n: int, rng: np.random.Generator) -> None:
+    """A preference file with lengths like HH's: made-up words, frequent ones short, so that they are tokens."""
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    words = np.array(["".join(rng.choice(syllables, 1 + i // 700)) for i in range(4000)])
+    frequency = 1 / np.arange(2, len(words) + 2)
+
+    def text(length: int) -> str:
+        return " ".join(rng.choice(words, max(1, length), p=frequency / frequency.sum()))
+
+    with file.open("w") as out:
+        for prompt, pair in zip(prompt_lengths(rng, n), response_lengths(rng, n, 2), strict=True):
+            chosen, rejected = (" " + text(length - 1) for length in pair)
+            out.write(json.dumps({"prompt": text(prompt), "chosen": chosen, "rejected": rejected}) + "\n")

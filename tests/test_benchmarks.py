@@ -1,0 +1,48 @@
+"""The benchmarks run from end to end at toy size, and what they compare computes the same thing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as driver
+from benchmarks import growth, report
+
+pytestmark = pytest.mark.slow
+
+
+def test_side_by_side(tmp_path, capsys):
+    schemes = ["prefopt", "padded"]
+    sizes = ["--toy", "--workloads", "hh", "--batch-sizes", "4", "--rounds", "1", "--steps", "3", "--threads", "1"]
+    driver.main([*sizes, "--schemes", *schemes, "--out", str(tmp_path)])
+
+    rows = report.rows(json.loads((tmp_path / "results.json").read_text())["records"])
+    assert [scheme for _, _, scheme in rows] == schemes
+    ours = rows["hh", 4, "prefopt"].losses
+    assert ours[0] == pytest.approx(0.693147, abs=1e-5)
+    assert abs(ours[1] - ours[0]) > 1e-5  # something was learned, so equal losses mean equal updates
+    for row in rows.values():
+        assert row.losses == pytest.approx(ours, abs=1e-4)
+        assert row.pairs_per_second > 0 and row.memory > 1e8
+
+    written = (tmp_path / "RESULTS.md").read_text()
+    assert "## hh, 4 pairs a step" in written and "GPU" in written
+    assert "prefopt" in capsys.readouterr().out
+
+
+def test_a_turn_that_fails_is_named_and_not_counted():
+    failed = {"workload": "hh", "batch_size": 8, "scheme": "trl", "failed": "not done after 1 s"}
+    written = report.written(
+        {"date": "today", "threads": 1, "steps": 2, "data": "made", "left_out": [], "records": [failed]}
+    )
+    assert "hh, 8 pairs, trl: not done after 1 s" in written
+
+
+def test_growth(tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "SMALL", {"pairs": [20], "responses": [3]})
+    growth.main(["--toy", "--axes", "pairs", "responses", "--threads", "1", "--out", str(tmp_path)])
+    points = json.loads((tmp_path / "growth.json").read_text())
+    assert [point["kept"] for point in points["pairs"]] == [20]
+    assert all(point["seconds"] > 0 for point in points["responses"])
+    assert (tmp_path / "growth.svg").exists()
