@@ -119,7 +119,8 @@ class PackedBatch:
     """What a model reads: R responses as a token tree (or, as a fallback, one sequence per row).
 
     Tree: ``ids`` and ``positions`` are [1, T], tokens in depth-first order with their depth as
-    position, and token j is visible to token i exactly when ``j <= i < subtree_end[j]``.
+    position, and token j is visible to token i exactly when ``j <= i < subtree_end[j]``. ``subtree_end``
+    stays on the CPU, where attention's masks are planned.
     Rows: ``ids`` and ``positions`` are [R, L], padded at the right (position -1), and ``subtree_end`` is None.
     ``source``, ``target``, ``owner`` [N]: the hidden state at flat index ``source[n]`` predicts the
     token id ``target[n]``, which belongs to response ``owner[n]``.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,8 +75,8 @@ def write(file: Path, examples: Iterable[Example]) -> None:
 def new_model(world: World, folder: Path, seed: int) -> None:
     """0.1M parameters, and one token per word."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens = {"vocab_size": len(world.tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens: dict[str, Any] = {"vocab_size": len(world.tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     # A wide initialisation: with few words and short texts it learns several times faster than the usual 0.02.
     config = LlamaConfig(**shape, **tokens, max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.4)
     with quiet():

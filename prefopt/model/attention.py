@@ -7,6 +7,8 @@ query q exactly when ``q - window < k <= q``. Short runs that follow one another
 *block*, against the path to the first of them, under the mask of the rule itself. No T x T mask is
 ever built.
 
+On CUDA it is FlexAttention with a block mask of the same rule (flex.py).
+
 Registered under ``NAME`` with transformers' AttentionInterface and its mask interface: the mask that a
 model makes is the Tree itself, and it travels through the layers (and through their recomputation) to
 the attention function. Without a tree (generation, rows) the function is plain SDPA.
@@ -17,14 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from prefopt.model import flex
 
 NAME = "prefopt_tree"
 QUERIES_AT_ONCE = 1024  # bounds the mask of a long run: this many rows times its keys
@@ -40,7 +46,7 @@ class Tree:
     """
 
     def __init__(self, subtree_end: Tensor):
-        end = subtree_end.cpu().numpy()
+        end = subtree_end.numpy()
         starts = np.flatnonzero(np.diff(end, prepend=-1))
         self.lengths: list[int] = np.diff(starts, append=len(end)).tolist()
         self.ancestors: list[list[int]] = []
@@ -53,6 +59,18 @@ class Tree:
         self.blocks = self._blocks()
         self._end, self._starts = end, starts
         self._masks: dict[tuple, Tensor] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """[T] the depth of each token."""
+        return np.concatenate([self._positions(run) for run in range(len(self.lengths))])
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """For FlexAttention; made once for all layers with this window."""
+        if window not in self._block_masks:
+            self._block_masks[window] = flex.block_mask(self._end, self.positions, window, device)
+        return self._block_masks[window]
 
     def path(self, block: range) -> list[int]:
         """The runs whose keys a block needs: those above its first run, then its own."""
@@ -179,9 +197,13 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
     if not isinstance(attention_mask, Tree):
         kwargs |= {} if softcap is None else {"softcap": softcap}
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    out = tree_attention(attention_mask, query, key, value, scaling, sliding_window, softcap)
+    if query.is_cuda and query.shape[-1] >= flex.SMALLEST_HEAD:
+        mask = attention_mask.block_mask(sliding_window, query.device)
+        out = flex.attend(query, key, value, mask, scaling, softcap)
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        out = tree_attention(attention_mask, query, key, value, scaling, sliding_window, softcap)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -99,7 +99,7 @@ def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:
     return PackedBatch(
         ids=to(ids),
         positions=to(positions),
-        subtree_end=None if subtree_end is None else to(subtree_end),
+        subtree_end=None if subtree_end is None else torch.from_numpy(subtree_end),
         source=to(np.concatenate(source)),
         target=to(np.concatenate([ids for _, ids in scored])),
         owner=to(np.repeat(np.arange(len(scored)), [len(at) for at, _ in scored])),

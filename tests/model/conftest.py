@@ -11,7 +11,8 @@ WINDOW = 9  # smaller than the texts that the tests read
 # A wide initialisation, so that a wrong mask moves log-probs by nats and not by the last digits.
 LLAMA = dict(
     vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
 GPT2 = dict(
     vocab_size=97,

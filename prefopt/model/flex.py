@@ -1,0 +1,78 @@
+"""Attention over a token tree on CUDA: compiled FlexAttention, which skips what no token of a block sees.
+
+The rule is the same line as everywhere, ``j <= i < subtree_end[j]`` (and a window), evaluated by the kernel. Which
+blocks of 128 x 128 it has to look at follows from the least and the greatest ``subtree_end`` within a block,
+so the block mask costs (T/128)² on the host and never T².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+SMALLEST_HEAD = 16
+"""the kernel takes no narrower heads"""
+
+
+def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, device: torch.device | str) -> BlockMask:
+    """The tree's visibility for T tokens, from ``subtree_end`` [T] and ``positions`` [T].
+
+    >>> mask = block_mask(np.array([300] * 200 + [260] * 60 + [300] * 40), np.arange(300), None, "cpu")
+    >>> mask.to_dense()[0, 0].tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    """
+    size = len(end)
+    blocks = -(-size // BLOCK)
+    room = blocks * BLOCK - size
+    ends = np.pad(end, (0, room))  # padding is seen by nobody
+    in_blocks, at = ends.reshape(blocks, BLOCK), np.pad(positions, (0, room), mode="edge").reshape(blocks, BLOCK)
+    first = np.arange(blocks) * BLOCK
+    q, k = np.arange(blocks)[:, None], np.arange(blocks)[None, :]
+    some = (k <= q) & (in_blocks.max(1)[None, :] > first[:, None])
+    full = (k < q) & (in_blocks.min(1)[None, :] >= np.minimum(first + BLOCK, size)[:, None])
+    if window is not None:
+        some &= at.min(1)[:, None] - at.max(1)[None, :] < window
+        full &= at.max(1)[:, None] - at.min(1)[None, :] < window
+    ends_there, at_there = (torch.from_numpy(x).to(device, non_blocking=True) for x in (ends, at.reshape(-1)))
+
+    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        visible = (j <= i) & (i < ends_there[j])
+        return visible if window is None else visible & (at_there[i] - at_there[j] < window)
+
+    listed = [t.to(device, non_blocking=True) for part in (some & ~full, full) for t in _listed(part)]
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size))
+
+
+def _listed(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+    """[n, n] bool -> how many key blocks each query block looks at [1, 1, n], and which, these first [1, 1, n, n]."""
+    count, order = wanted.sum(1), np.argsort(~wanted, axis=1, kind="stable")
+    return torch.from_numpy(count.astype(np.int32))[None, None], torch.from_numpy(order.astype(np.int32))[None, None]
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    # dynamic: every batch has a length of its own, and none may cost a compilation.
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """[1, heads, T, d]; key and value may have fewer heads."""
+
+    def squeeze(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    kernel = _compiled() if query.is_cuda else flex_attention
+    return kernel(
+        query, key, value, block_mask=mask, scale=scaling,
+        score_mod=None if softcap is None else squeeze, enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip

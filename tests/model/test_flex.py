@@ -1,0 +1,83 @@
+"""FlexAttention's block mask against the dense rule. The kernel itself needs CUDA; its definition runs anywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from prefopt.model import flex
+from prefopt.model.attention import Tree
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.probe import _examples, one_at_a_time, probe
+from prefopt.model.tree import pack, visible
+from tests.model.conftest import TREE, make_model
+from tests.model.test_tree import encoded
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def a_tree(seed: int):
+    """A few hundred tokens: shared prompts, branches within blocks and across them."""
+    rng = np.random.default_rng(seed)
+    return pack(
+        [
+            encoded(rng.integers(0, 9, n).tolist(), *(rng.integers(0, 3, m).tolist() for m in rng.integers(1, 150, 3)))
+            for n in rng.integers(1, 200, 3)
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("window", [None, 1, 40, 200])
+def test_the_block_mask_is_the_rule(seed, window):
+    batch = a_tree(seed)
+    tree = Tree(batch.subtree_end)
+    size = len(batch.subtree_end)
+    mask = tree.block_mask(window, torch.device("cpu"))
+    i, j = torch.arange(size)[:, None], torch.arange(size)[None, :]
+    expected = visible(batch.subtree_end, batch.positions[0], window)
+    assert torch.equal(mask.mask_mod(0, 0, i, j), expected)
+
+    # What is skipped holds nothing, what is called full holds everything.
+    blocks = -(-size // flex.BLOCK)
+    padded = torch.zeros(blocks * flex.BLOCK, blocks * flex.BLOCK, dtype=torch.bool)
+    padded[:size, :size] = expected
+    tiles = padded.unflatten(0, (blocks, flex.BLOCK)).unflatten(2, (blocks, flex.BLOCK))
+    real_rows = (torch.arange(blocks * flex.BLOCK) < size).unflatten(0, (blocks, flex.BLOCK))
+    for q in range(blocks):
+        partial = set(mask.kv_indices[0, 0, q, : mask.kv_num_blocks[0, 0, q]].tolist())
+        full = set(mask.full_kv_indices[0, 0, q, : mask.full_kv_num_blocks[0, 0, q]].tolist())
+        assert not partial & full
+        for k in range(blocks):
+            tile = tiles[q, :, k]
+            assert k in partial | full or not tile.any()
+            assert k not in full or tile[real_rows[q]].all()
+
+
+@pytest.mark.parametrize("window", [None, 30])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_its_attention_is_the_dense_one(window, softcap):
+    batch = a_tree(0)
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 4, len(batch.subtree_end), 16, generator=generator)
+    k, v = (torch.randn(1, 2, len(batch.subtree_end), 16, generator=generator) for _ in range(2))
+    out = flex.attend(q, k, v, Tree(batch.subtree_end).block_mask(window, q.device), 0.25, softcap)
+
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = q @ k.transpose(2, 3) * 0.25
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    hidden = ~visible(batch.subtree_end, batch.positions[0], window)
+    assert torch.allclose(out, scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v, atol=1e-5)
+
+
+@cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", TREE)
+def test_on_cuda_the_tree_gives_the_models_own_numbers(name):
+    lm = LanguageModel(make_model(name).cuda())
+    probe(lm, 64)
+    examples = _examples(lm, 64)
+    truth = one_at_a_time(lm, examples)
+    lm.read_as("tree")
+    assert float((lm.score(lm.pack(examples)).token - truth).abs().max()) < 1e-4
