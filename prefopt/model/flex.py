@@ -46,14 +46,15 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
         visible = (j <= i) & (i < ends_there[j])
         return visible if window is None else visible & (at_there[i] - at_there[j] < window)
 
-    listed = [t.to(device, non_blocking=True) for part in (some & ~full, full) for t in _listed(part)]
-    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size))
+    partial, full_ones = _listed(some & ~full, device), _listed(full, device)
+    return BlockMask.from_kv_blocks(*partial, *full_ones, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size))
 
 
-def _listed(wanted: np.ndarray) -> tuple[Tensor, Tensor]:
+def _listed(wanted: np.ndarray, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """[n, n] bool -> how many key blocks each query block looks at [1, 1, n], and which, these first [1, 1, n, n]."""
     count, order = wanted.sum(1), np.argsort(~wanted, axis=1, kind="stable")
-    return torch.from_numpy(count.astype(np.int32))[None, None], torch.from_numpy(order.astype(np.int32))[None, None]
+    counted, listed = (torch.from_numpy(x.astype(np.int32))[None, None] for x in (count, order))
+    return counted.to(device, non_blocking=True), listed.to(device, non_blocking=True)
 
 
 @cache
@@ -71,7 +72,7 @@ def attend(
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    kernel = _compiled() if query.is_cuda else flex_attention
+    kernel: Any = _compiled() if query.is_cuda else flex_attention
     return kernel(
         query, key, value, block_mask=mask, scale=scaling,
         score_mod=None if softcap is None else squeeze, enable_gqa=query.shape[1] != key.shape[1],
