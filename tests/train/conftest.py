@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from prefopt import report
+from prefopt.train import evidence
 from tests.train import tiny
 
 
@@ -16,6 +18,13 @@ class Given(NamedTuple):
     pairs: str
     rankings: str
     unpaired: str
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report and short samples, which take longer than these runs; fixtures of a module's scope have both."""
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(evidence, "SAMPLE_TOKENS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,353 @@
+"""Whole runs, as a person types them: every loss and setting trains, and what is written is what happened."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefopt import train as api
+from prefopt.data.dataset import encoded
+from prefopt.data.encode import Encoder
+from prefopt.losses import DPO, LOSSES, make_loss
+from prefopt.model import load
+from prefopt.model.fingerprint import model_fingerprint
+from prefopt.model.language_model import LanguageModel
+from prefopt.train import reference
+from tests.train import tiny
+
+ALWAYS = {"step", "split", "loss", "grad_norm", "learning_rate"}
+OF_PAIRS = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")} | {
+    "logps/chosen", "logps/rejected",
+}  # fmt: skip
+OF_UNIT = {
+    "pair": OF_PAIRS,
+    "ranking": OF_PAIRS,
+    "response": OF_PAIRS - {"rewards/margins", "rewards/accuracies"},
+    "demonstration": {"logps/chosen"},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_and_reports_under_the_contracts_names(given, tmp_path, name):
+    unit = make_loss(name).unit
+    data = {"ranking": given.rankings, "response": given.unpaired}.get(unit, given.pairs)
+    assert tiny.cli("train", given.model, data, tmp_path / "run", loss=name, max_steps=3, batch_size=8) == 0
+    lines = [line for line in tiny.metrics(tmp_path / "run") if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line.keys() >= ALWAYS | OF_UNIT[unit]
+        assert all(math.isfinite(value) for key, value in line.items() if key != "split")
+    assert tiny.apart(tiny.weights(tmp_path / "run"), tiny.weights_of(given.model)) > 1e-4
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "sft"])
+def test_rankings_are_pairs_labels_or_demonstrations_to_other_losses(given, tmp_path, loss):
+    assert tiny.cli("train", given.model, given.rankings, tmp_path / "run", loss=loss, max_steps=2) == 0
+
+
+def test_training_learns(given, tmp_path):
+    """Chosen responses begin with thanks: forty steps are enough to see that, on held-out prompts too."""
+    settings = dict(max_steps=40, batch_size=8, eval_fraction=0.25, learning_rate=3e-3)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    results = tiny.results(tmp_path / "run")
+    assert results["training"]["after"]["rewards/accuracies"] == 1.0
+    assert results["held_out"]["after"]["rewards/accuracies"] >= 5 / 6
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(given, tmp_path_factory):
+    """Twelve prompts with three pairs each, a quarter of them held out, evaluated every 2 of 5 steps."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    data = tiny.pairs(folder / "pairs.jsonl", count=36, prompts=12)
+    settings = dict(max_steps=5, eval_fraction=0.25, eval_every=2)
+    assert tiny.cli("train", given.model, data, folder / "run", **settings) == 0
+    return folder
+
+
+def test_the_files_of_a_run(evaluated):
+    out = evaluated / "run"
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "checkpoints", "model", "results.json",
+        "pairs.jsonl", "samples.jsonl", "report.html",
+    }  # fmt: skip
+    assert tiny.steps_saved(out) == [4, 5]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in (out / "model").iterdir()
+    }
+
+
+def test_evaluations_stand_where_they_were_asked_for(evaluated):
+    lines = tiny.metrics(evaluated / "run")
+    order = [(line["step"], line["split"]) for line in lines]
+    assert order == [
+        (0, "eval"), (0, "training"), (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"),
+        (4, "eval"), (5, "train"), (5, "eval"), (5, "training"),
+    ]  # fmt: skip
+
+
+def test_results_are_what_metrics_say(evaluated):
+    lines, results = tiny.metrics(evaluated / "run"), tiny.results(evaluated / "run")
+    for split, name in (("training", "training"), ("eval", "held_out")):
+        for when, step in (("before", 0), ("after", 5)):
+            (line,) = [line for line in lines if (line["step"], line["split"]) == (step, split)]
+            assert results[name][when] == {k: v for k, v in line.items() if k not in ("step", "split")}
+    assert results["training"]["before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (results["steps"], results["skipped_steps"], results["read_as"]) == (5, 0, "tree")
+
+
+def test_held_out_by_prompt(evaluated):
+    after = tiny.results(evaluated / "run")
+    assert (after["held_out"]["after"]["prompts"], after["held_out"]["after"]["pairs"]) == (3, 9)
+    assert (after["training"]["after"]["prompts"], after["training"]["after"]["pairs"]) == (9, 27)
+
+
+def test_the_model_written_is_the_model_trained(evaluated):
+    """AutoModelForCausalLM gives the log-probs that the run ended with, one sequence at a time."""
+    out = evaluated / "run"
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    data = encoded([str(evaluated / "pairs.jsonl")], None, Encoder(tokenizer, 128, "drop", "last-assistant"))
+    assert "prefopt" not in (out / "model" / "config.json").read_text()
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    total = 0.0
+    for example in data.examples:
+        ids = torch.tensor([[*example.prompt, *example.responses[0]]])
+        logps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        total += logps[len(example.prompt) - 1 :].sum().item()
+    held_out, training = (tiny.results(out)[name]["after"] for name in ("held_out", "training"))
+    assert total == pytest.approx(sum(s["logps/chosen"] * s["pairs"] for s in (held_out, training)), abs=1e-2)
+
+
+def test_held_out_data_of_its_own(given, tmp_path, capsys):
+    other = tiny.pairs(tmp_path / "other.jsonl", count=6, seed=5)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", eval_data=other) == 0
+    assert tiny.results(tmp_path / "run")["held_out"]["after"]["pairs"] == 6
+    assert "trained on too" not in capsys.readouterr().err
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "again", eval_data=given.pairs) == 0
+    assert "24 of 24 held-out examples have a prompt that is trained on too" in capsys.readouterr().err
+
+
+def test_config_yaml_repeats_the_run(given, tmp_path):
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "a", loss="ipo", tau=0.2) == 0
+    from prefopt.cli import main
+
+    assert main(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
+    assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
+
+
+def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):
+    settings = dict(max_steps=None, epochs=2, batch_size=8, warmup_steps=None)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, dry_run=True) == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    parameters = sum(w.numel() for w in tiny.weights_of(given.model).values())
+    assert "24 examples to train on" in said and "6 of 8 examples (2 epochs)" in said and "dpo" in said
+    assert f"{parameters / 1000:.0f}" in said and str(tmp_path / "run") in said
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """How many responses the reference was asked about, run by run; with a store of its own."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    scored, counts = reference._rows, []
+
+    def counting(*arguments):
+        rows = scored(*arguments)
+        counts.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(reference, "_rows", counting)
+
+    def run(*arguments, **settings) -> int:
+        counts.clear()
+        settings = dict(max_steps=None, epochs=1) | settings
+        assert tiny.cli("train", *arguments, **settings) == 0
+        return sum(counts)
+
+    return run
+
+
+def test_the_reference_is_asked_once_ever(given, tmp_path, asked):
+    """PEERS: where β or lr changes, one pass, ever; and adding examples costs only theirs."""
+    data = tiny.pairs(tmp_path / "p.jsonl", count=24)
+    assert asked(given.model, data, tmp_path / "a") == 48
+    assert asked(given.model, data, tmp_path / "b", beta=0.5) == 0
+    assert asked(given.model, data, tmp_path / "c", learning_rate=1e-3, seed=9, batch_size=3) == 0
+    assert asked(given.model, data, tmp_path / "d", loss="ipo") == 0
+    more = tmp_path / "more.jsonl"
+    more.write_text(Path(data).read_text() + Path(tiny.pairs(tmp_path / "q.jsonl", count=5, seed=8)).read_text())
+    assert asked(given.model, str(more), tmp_path / "e") == 10
+    assert asked(tiny.model(tmp_path / "other", seed=1), data, tmp_path / "f") == 48
+
+
+def test_a_short_run_asks_for_what_it_reads(given, tmp_path, asked):
+    """And for the sample at the end, which is all of so few."""
+    assert asked(given.model, given.pairs, tmp_path / "a", max_steps=2) == 48
+
+
+def test_another_truncation_is_another_question(given, tmp_path, asked, capsys):
+    """PEERS: a cached reference after max_length or truncation changed: never stale, step 0 at ln 2."""
+    assert asked(given.model, given.pairs, tmp_path / "a") == 48
+    cut = dict(max_length=24, overlong="cut-response")
+    again = asked(given.model, given.pairs, tmp_path / "b", **cut)
+    assert 0 < again < 48, "only those that were cut"
+    assert asked(given.model, given.pairs, tmp_path / "c", **cut | dict(overlong="cut-prompt")) > 0
+    for out in ("a", "b", "c"):
+        (first,) = [m for m in tiny.metrics(tmp_path / out) if (m["step"], m["split"]) == (1, "train")]
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_losses_without_a_reference_load_none_and_touch_no_store(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+
+    def never(*_, **__):
+        raise AssertionError("no reference is wanted")
+
+    for name in ("ReferenceStore", "load_model", "reference_sums"):
+        monkeypatch.setattr(reference, name, never)
+    for loss in (name for name, made in LOSSES.items() if not made.needs_reference):
+        assert tiny.cli("train", given.model, given.pairs, tmp_path / loss, loss=loss, max_steps=2) == 0
+    assert not (tmp_path / "cache" / "reference.sqlite").exists()
+
+
+def test_a_reference_of_its_own(given, tmp_path):
+    """The policy starts elsewhere, so rewards do not start at 0, and step 0 asks for no agreement."""
+    other = tiny.model(tmp_path / "other", seed=1)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", reference=other) == 0
+    before = tiny.results(tmp_path / "run")["training"]["before"]
+    assert abs(before["rewards/chosen"]) > 0.01
+    assert (
+        model_fingerprint(load.load_model(other).module)
+        in (tmp_path / "run/checkpoints/step-00000004/state.json").read_text()
+    )
+
+
+# --- losses of one's own -------------------------------------------------------------------------
+
+MINE = '''
+from dataclasses import dataclass
+from prefopt.losses import log_ratio, log_sigmoid, pair, pair_output
+
+@dataclass(frozen=True)
+class MyLoss:
+    anything: float = 0.1
+    """the strength"""
+
+    def __call__(self, policy, reference, preferences):
+        s_w, s_l = pair(self.anything * log_ratio(policy, reference), preferences)
+        return pair_output(-log_sigmoid(s_w - s_l), policy, preferences, (s_w, s_l))
+'''
+
+
+def test_a_loss_from_a_file(given, tmp_path):
+    """As --loss my_file.py:MyLoss --anything 3, and it is DPO with β = 3."""
+    file = tmp_path / "my_file.py"
+    file.write_text(MINE)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "a", loss=f"{file}:MyLoss", anything=3) == 0
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "b", beta=3) == 0
+    assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "c", loss=f"{file}:MyLoss", anythin=3) == 2
+
+
+def test_from_python(given, tmp_path, capsys):
+    """A loss by name, as an object, as a class of one's own and as a function; and what comes back is results.json."""
+    settings = dict(max_steps=4, batch_size=4, learning_rate=1e-2, warmup_steps=1, seed=3)
+
+    def mine(policy, reference, preferences):
+        return DPO(beta=0.3)(policy, reference, preferences)
+
+    class Mine:
+        def __call__(self, policy, reference, preferences):
+            return mine(policy, reference, preferences)
+
+    got = {}
+    for name, loss in {
+        "name": "dpo",
+        "object": DPO(beta=0.3),
+        "class": Mine,
+        "instance": Mine(),
+        "function": mine,
+    }.items():
+        options = dict(loss_options={"beta": 0.3}) if name == "name" else {}
+        out = tmp_path / name
+        returned = api.train(model=given.model, data=given.pairs, loss=loss, out=out, **settings, **options)
+        assert returned.items() <= tiny.results(out).items()
+        got[name] = returned["method"]
+        assert tiny.same(tiny.weights(out), tiny.weights(tmp_path / "name"))
+    assert got == {"name": "dpo", "object": "dpo", "class": "Mine", "instance": "Mine", "function": "mine"}
+
+
+def test_sft_from_python_is_the_command(given, tmp_path):
+    api.sft(
+        model=given.model,
+        data=[given.pairs],
+        out=tmp_path / "a",
+        max_steps=4,
+        batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=1,
+        seed=3,
+    )
+    assert tiny.cli("sft", given.model, given.pairs, tmp_path / "b") == 0
+    assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
+
+
+# --- settings and architectures ------------------------------------------------------------------
+
+
+def test_activation_checkpointing_changes_memory_only(given, tmp_path):
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "a") == 0
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "b", activation_checkpointing=True) == 0
+    assert tiny.apart(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b")) < 1e-6
+
+
+def test_the_papers_optimizer(given, tmp_path):
+    settings = dict(optimizer="rmsprop", schedule="constant", clip=10)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    rates = [m["learning_rate"] for m in tiny.metrics(tmp_path / "run") if m["split"] == "train"]
+    assert rates == [1e-2] * 4
+
+
+def test_bfloat16(given, tmp_path):
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", dtype="bfloat16") == 0
+    assert {w.dtype for w in tiny.weights(tmp_path / "run").values()} == {torch.bfloat16}
+
+
+def test_weight_decay_shrinks(given, tmp_path):
+    for decay in (0, 1):
+        assert tiny.cli("sft", given.model, given.pairs, tmp_path / str(decay), weight_decay=decay) == 0
+    norms = [sum(float(w.norm()) for w in tiny.weights(tmp_path / d).values()) for d in ("0", "1")]
+    assert norms[1] < norms[0]
+
+
+@pytest.mark.parametrize(("architecture", "way"), [("gpt2", "tree"), ("gptj", "rows"), ("mamba", "rows")])
+@pytest.mark.parametrize("checkpointing", [None, True])
+def test_architectures(tmp_path, given, architecture, way, checkpointing):
+    model = tiny.model(tmp_path / "model", architecture)
+    settings = dict(activation_checkpointing=checkpointing)
+    assert tiny.cli("train", model, given.pairs, tmp_path / "run", **settings) == 0
+    assert tiny.results(tmp_path / "run")["read_as"] == way
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_rows_and_tree_train_the_same_gpt2(tmp_path, given, monkeypatch):
+    model = tiny.model(tmp_path / "model", "gpt2")
+    assert tiny.cli("train", model, given.pairs, tmp_path / "tree", learning_rate=1e-4) == 0
+    monkeypatch.setattr(load, "probe", lambda lm, longest: LanguageModel.read_as(lm, "rows"))
+    assert tiny.cli("train", model, given.pairs, tmp_path / "rows", learning_rate=1e-4) == 0
+    assert [tiny.results(tmp_path / out)["read_as"] for out in ("tree", "rows")] == ["tree", "rows"]
+    tree, rows = (tiny.weights(tmp_path / out) for out in ("tree", "rows"))
+    for name in tree:
+        if name.endswith("c_attn.bias"):  # a key's bias has no gradient but rounding, which Adam blows up
+            tree[name][16:32] = rows[name][16:32] = 0
+    assert tiny.apart(tree, rows) < 1e-6
