@@ -33,8 +33,10 @@ def bare_model(module: Any) -> Any:
 class LanguageModel:
     """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
 
-    def __init__(self, module: nn.Module, way: Way = "rows"):
+    def __init__(self, module: nn.Module, way: Way = "rows", dtype: torch.dtype | None = None):
         self.module: Any = module
+        self.dtype = dtype or next(module.parameters()).dtype
+        """what is computed in; the weights may be wider, so that small updates are not rounded away"""
         # PEFT puts its layers inside the base model, so the bare model inside runs them too.
         self.bare: Any = bare_model(module)
         self._native_attention = self.bare.config._attn_implementation
@@ -54,9 +56,10 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+    def computing(self) -> torch.autocast:
+        """Within this block the module computes in ``dtype``."""
+        narrower = self.dtype != next(self.module.parameters()).dtype
+        return torch.autocast(self.device.type, self.dtype if narrower else None, enabled=narrower)
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name: what a checkpoint holds."""
@@ -89,13 +92,13 @@ class LanguageModel:
 
     def logprobs(self, batch: PackedBatch) -> LogProbs:
         """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
-        config = self.bare.config.get_text_config()
-        if self.way == "logits":
-            logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
-            token = token_logps(logits[batch.source], lambda h: h, batch.target, config.vocab_size)
-        else:
-            hidden = self._hidden(batch)
-            token = token_logps(hidden[batch.source], self._head, batch.target, config.vocab_size)
+        vocabulary = self.bare.config.get_text_config().vocab_size
+        with self.computing():
+            if self.way == "logits":
+                logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
+                token = token_logps(logits[batch.source], lambda h: h, batch.target, vocabulary)
+            else:
+                token = token_logps(self._hidden(batch)[batch.source], self._head, batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
     @torch.no_grad()

@@ -28,14 +28,17 @@ def load_config(name: str) -> Any:
 def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
     """A causal LM ready to be trained or scored, read in the fastest way that gives its own numbers.
 
+    The weights are held in float32, and computed with in ``dtype``: at the learning rates of fine-tuning an
+    update of a bfloat16 weight is mostly rounded away.
+
     ``longest``: tokens of the longest sequence that will be read, for the probe. Dropout is switched
     off: with it the policy would differ from the reference before the first step, and two scorings of
     one answer from each other.
     """
     where = pick_device(device)
-    module = _load(AutoModelForCausalLM.from_pretrained, name, "model", dtype=pick_dtype(dtype, where))
+    module = _load(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
     without_dropout(module)
-    lm = LanguageModel(module.to(where))
+    lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
     with quiet():
         probe(lm, longest)
     return lm

@@ -25,7 +25,7 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
     """
     examples = _examples(lm, longest)
     truth = one_at_a_time(lm, examples)
-    tolerance = TOLERANCE[next(lm.module.parameters()).dtype]
+    tolerance = TOLERANCE[lm.dtype]
     why = ""
     ways: tuple[Way, ...] = ("tree", "rows", "logits")
     for way in ways:
@@ -52,7 +52,8 @@ def one_at_a_time(lm: LanguageModel, examples: list[Encoded]) -> torch.Tensor:
     for example in examples:
         for response, scored in zip(example.responses, example.scored, strict=True):
             ids = torch.from_numpy(np.concatenate([example.prompt, response]).astype(np.int64)).to(lm.device)
-            logits = lm.bare(input_ids=ids[None], use_cache=False).logits[0].float()
+            with lm.computing():
+                logits = lm.bare(input_ids=ids[None], use_cache=False).logits[0].float()
             logps = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
             at = np.flatnonzero(scored) + len(example.prompt) - 1
             out.append(logps[torch.from_numpy(at).to(lm.device)])

@@ -135,11 +135,11 @@ class Job:
         """Bytes, roughly: weights, gradients, two moments, and about 34 widths of activations a token and layer."""
         model = load_config(self.config.model).get_text_config()
         width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
-        each = torch.finfo(pick_dtype(self.config.dtype, pick_device(self.config.device))).bits // 8
+        dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
         moments = 2 if self.config.optimizer == "adamw" else 1
         kept = 2 if self.config.activation_checkpointing else 34
         activations = (self.config.tokens_per_microbatch or 0) * width * layers * kept
-        return each * (self.parameters * (2 + moments) + activations)
+        return 4 * self.parameters * (2 + moments) + dtype.itemsize * activations
 
 
 def count_parameters(model: Any) -> int:

@@ -122,3 +122,17 @@ def test_generation_still_works_with_our_attention(llama):
     plain = llama.generate(prompt, max_new_tokens=5, do_sample=False)
     lm.read_as("tree")
     assert torch.equal(llama.generate(prompt, max_new_tokens=5, do_sample=False), plain)
+
+
+def test_bfloat16_is_computed_in_and_the_weights_stay_float32(llama):
+    lm = LanguageModel(llama, dtype=torch.bfloat16)
+    with quiet():
+        probe(lm, LONG)
+    examples = _examples(lm, LONG)
+    narrow = lm.logprobs(lm.pack(examples))
+    narrow.sum.sum().backward()
+    wide = LanguageModel(llama, "tree").score(lm.pack(examples))
+    assert lm.way == "tree" and narrow.token.dtype == torch.float32
+    off = (narrow.token - wide.token).abs()
+    assert 1e-4 < off.max() < 0.5  # bfloat16 was in fact computed in, and is near
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in llama.parameters())
