@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed
 from prefopt.model.language_model import LanguageModel
-from prefopt.train import evidence
+from prefopt.train import evidence, seen
 from prefopt.train.card import model_card, write_results
 from prefopt.train.job import Job
 from prefopt.train.loop import Evaluation, TrainingState
@@ -49,6 +48,7 @@ def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
         "loss": repr(job.loss),
         "steps": state.step,
         "skipped_steps": state.guard.skipped,
+        "held_out_seen": seen.among(job.config.model, job.data.held_out),
         "training": around("training"),
         "held_out": around("eval") if job.data.held_out else None,
         "seconds": round(seconds, 1),
@@ -71,7 +71,7 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     sample(job, lm, "after")
     evidence.write_pairs(job.out / "pairs.jsonl", job.tokenizer, scored)
     try:
-        save_model(job.out / "model", lm, job.tokenizer, model_card(job.config, figures))
+        save_model(job, lm, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
         report.write([job.out], job.out / "report.html")
     except (OSError, SafetensorError) as error:
@@ -84,14 +84,16 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}\nreport   {job.out / 'report.html'}")
 
 
-def save_model(folder: Path, lm: LanguageModel, tokenizer: Any, card: str) -> None:
+def save_model(job: Job, lm: LanguageModel, card: str) -> None:
     """A folder that ``AutoModelForCausalLM.from_pretrained`` reads: written aside, then renamed, so whole or absent."""
+    folder = job.out / "model"
     aside, old = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
     try:
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)
         lm.save(aside)
-        tokenizer.save_pretrained(aside)
+        job.tokenizer.save_pretrained(aside)
+        seen.write(aside, job.config.model, job.data.train)
         (aside / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             os.rename(folder, old)

@@ -67,6 +67,7 @@ class Run:
     held_out_before: Figures
     history: Sequence[Mapping[str, Any]]
     skipped: int
+    held_out_seen: int = 0
 
     @property
     def judged(self) -> tuple[str, Figures, Figures]:
@@ -94,6 +95,7 @@ def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) 
         held_out_before=splits["held_out"].get("before", {}),
         history=history,
         skipped=int(results.get("skipped_steps", 0)),
+        held_out_seen=int(results.get("held_out_seen", 0)),
     )
     warnings = [text for warning in WARNINGS if (text := warning(run))]
     return Summary(_changes(run), warnings)
@@ -177,6 +179,15 @@ def no_held_out(run: Run) -> str | None:
         "No held-out data: nothing here says how the policy does on new prompts; "
         "set --eval-fraction 0.1 or --eval-data."
     )
+
+
+def held_out_was_seen(run: Run) -> str | None:
+    if run.held_out and run.held_out_seen:
+        return (
+            f"{run.held_out_seen:,} of the held-out prompts were trained on when the start model was made, so the "
+            "held-out figures flatter; fine-tune it with the same --eval-fraction and --seed, which hold out the same."
+        )
+    return None
 
 
 def chosen_fell(run: Run) -> str | None:
@@ -287,6 +298,7 @@ WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     preference_reversed,
     overfitted,
     held_out_loss_rose,
+    held_out_was_seen,
     chosen_fell,
     margins_saturated,
     length_drift,

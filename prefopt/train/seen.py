@@ -1,0 +1,45 @@
+"""Which prompts a model was trained on: kept with it, so that held-out figures are not flattered unnoticed.
+
+A reference that was fine-tuned on the chosen answers of the held-out prompts makes them easier: what it has
+learned by heart looks like what is preferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from prefopt.types import Encoded
+
+FILE = "trained_prompts.npy"
+"""sorted uint64, one hash for each prompt, beside the model's weights"""
+
+
+def hashes(units: Iterable[Encoded]) -> np.ndarray:
+    """[n] uint64, sorted, of the different prompts.
+
+    >>> none = Encoded(np.empty(0), (), (), (), "", "", prompt_key="5d41")
+    >>> hashes([none, none])
+    array([12427021322692027327], dtype=uint64)
+    """
+    keys = {example.prompt_key for example in units}
+    return np.sort(np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], np.uint64))
+
+
+def read(model: str | Path) -> np.ndarray:
+    """What is known of the model in a folder: nothing, if it was not trained here."""
+    file = Path(model).expanduser() / FILE
+    return np.load(file, allow_pickle=False) if file.is_file() else np.empty(0, np.uint64)
+
+
+def write(folder: Path, start: str, units: Iterable[Encoded]) -> None:
+    """For a model that was trained on ``units`` from the model ``start``."""
+    np.save(folder / FILE, np.union1d(read(start), hashes(units)))
+
+
+def among(model: str | Path, held_out: Iterable[Encoded]) -> int:
+    """How many of the held-out prompts the model was trained on."""
+    return len(np.intersect1d(read(model), hashes(held_out)))
