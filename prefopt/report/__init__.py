@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefopt.config import Report
+from prefopt.errors import RunFailed, UserError
+
+
+def run(config: Report) -> int:
+    """``prefopt report``: writes ``config.out`` and prints where it is."""
+    if config.out.is_dir():
+        raise UserError(f"--out {config.out} is a folder: name the file to write, such as {config.out / 'report.html'}")
+    try:
+        write(config.runs, config.out)
+    except OSError as error:
+        raise RunFailed(f"{error.filename or config.out}: {error.strerror}") from error
+    print(f"report   {config.out}")
+    return 0
+
 
 def write(folders: Sequence[Path], out: Path) -> None:
-    """The report about the runs in ``folders``. UserError where one holds no run, OSError where ``out`` cannot be written."""
+    """The report about the runs in ``folders``. UserError where one holds no run; OSError if it cannot be written."""
     from prefopt.report.page import page
     from prefopt.report.read import read_runs
 
     text = page(read_runs(folders))
-    out.write_text(text, encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8", errors="backslashreplace")

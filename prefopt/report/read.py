@@ -17,6 +17,10 @@ from prefopt.train.track import redact
 Row = Mapping[str, Any]
 
 
+COUNTS = ("steps", "skipped_steps", "held_out_seen")
+"""whole numbers of results.json"""
+
+
 @dataclass(frozen=True)
 class Run:
     """``results`` of a run that has not finished are what its metrics tell so far.
@@ -43,15 +47,13 @@ class Run:
         """Before and after, on the data that tell most: held out if there are such."""
         return self.results.get("held_out") or self.results.get("training") or {}
 
-    def curve(self, split: str, name: str) -> tuple[list[int], list[float]]:
-        """Steps and finite values of one metric on "train", "training" (the sample) or "eval"."""
-        points = [(r["step"], r[name]) for r in self.history if r["split"] == split and isinstance(r.get(name), float)]
-        points = [(step, value) for step, value in points if math.isfinite(value)]
-        return [step for step, _ in points], [value for _, value in points]
+    def records(self, split: str, *names: str) -> list[Row]:
+        """Those of "train", "training" (the sample) or "eval" that know finite numbers of all these names."""
+        return [r for r in self.history if r["split"] == split and all(_finite(r.get(name)) for name in names)]
 
     def pairs_of(self, split: str) -> list[Row]:
         """With a finite margin; ``split`` is "eval" or "training"."""
-        return [p for p in self.pairs if p.get("split") == split and isinstance(p.get("rewards/margins"), float)]
+        return [p for p in self.pairs if p.get("split") == split and _finite(p.get("rewards/margins"))]
 
     @property
     def judged_pairs(self) -> list[Row]:
@@ -88,10 +90,13 @@ def read_run(folder: Path, name: str) -> Run:
 def _so_far(history: Sequence[Row]) -> dict[str, Any]:
     """Results of an unfinished run: its first figures and its newest."""
 
+    def figures(record: Row) -> Row:
+        return {name: value for name, value in record.items() if name != "step" and isinstance(value, (int, float))}
+
     def around(split: str) -> dict[str, Row] | None:
         records = [record for record in history if record["split"] == split]
         first = [record for record in records if record["step"] == 0]
-        return {"before": first[0] if first else {}, "after": records[-1]} if records else None
+        return {"before": figures(first[0]) if first else {}, "after": figures(records[-1])} if records else None
 
     steps = max((record["step"] for record in history), default=0)
     return {"steps": steps, "training": around("training"), "held_out": around("eval")}
@@ -104,14 +109,28 @@ def _results(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not readable as JSON ({error}); mend it, or delete it to report without") from None
     if not isinstance(results, dict):
         raise UserError(f"{file}: not a JSON object; mend it, or delete it to report without")
-    return {key: _numbers(value) if key in ("training", "held_out") else value for key, value in results.items()}
+    for key, value in results.items():
+        if key in ("training", "held_out"):
+            results[key] = _around(file, key, value)
+        elif (key in COUNTS and type(value) is not int) or (
+            key in ("data", "versions") and not isinstance(value, dict)
+        ):
+            raise UserError(f'{file}: "{key}" is not what a run writes there; mend it, or delete it')
+    return results
 
 
-def _numbers(value: Any) -> Any:
-    """ "nan" and "inf", which JSON has no numbers for, as they were."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    return float(value) if value in ("nan", "inf", "-inf") else value
+def _around(file: Path, split: str, value: Any) -> dict[str, dict[str, float]] | None:
+    """The figures before and after, with nan and inf, which JSON has no numbers for, as they were."""
+    if value is None:
+        return None
+    try:
+        return {when: {name: float(n) for name, n in value[when].items()} for when in ("before", "after")}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f'{file}: "{split}" must hold figures "before" and "after"; mend it, or delete it') from None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _rows(file: Path) -> list[Row]:

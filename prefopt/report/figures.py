@@ -1,0 +1,259 @@
+"""Figures as SVG that belongs to the page: its colours follow light and dark, its letters are the page's.
+
+Drawn with matplotlib in colours that stand for roles, which then become the style sheet's variables.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from xxhash import xxh3_64_hexdigest
+
+SERIES = 8
+ROLES = ("ink", "muted", "grid", "chosen", "rejected", "reference", "held-out", *(f"run-{i}" for i in range(SERIES)))
+"""names of CSS variables"""
+COLOUR = {role: f"#fe{number:02x}fd" for number, role in enumerate(ROLES)}
+POINTS = 240
+"""drawn of one curve: more than there are pixels to see them by"""
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prefopt",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.edgecolor": COLOUR["grid"],
+    "axes.labelcolor": COLOUR["muted"],
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "grid.color": COLOUR["grid"],
+    "grid.linewidth": 0.8,
+    "xtick.color": COLOUR["grid"],
+    "ytick.color": COLOUR["grid"],
+    "xtick.labelcolor": COLOUR["muted"],
+    "ytick.labelcolor": COLOUR["muted"],
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+class Curve(NamedTuple):
+    """Values over steps. ``how``: "steps" (noisy: also smoothed), "marks" (few points, each shown) or "dashes".
+
+    ``band``: lower and upper ends of the values' intervals.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    role: str
+    how: str = "steps"
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+class Point(NamedTuple):
+    """A policy's place: ``low`` and ``high`` are the ends of its reward's interval, where it was estimated."""
+
+    kl: float
+    reward: float
+    role: str
+    low: float | None = None
+    high: float | None = None
+
+
+def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, percent: bool = False) -> Markup:
+    """``level``: a value to compare with, drawn as a line."""
+
+    def draw(axes: Axes) -> None:
+        if level is not None:
+            axes.axhline(level, color=COLOUR["reference"], linewidth=1, dashes=(4, 3))
+        for curve in curves:
+            _draw(axes, curve)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+    return _svg(draw, label)
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    colour = COLOUR[curve.role]
+    x, y = thinned(curve.x, curve.y)
+    if curve.how == "steps":
+        if len(y) > 20:
+            axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
+        axes.plot(x, smooth(y), color=colour)
+    elif curve.how == "dashes":
+        axes.plot(x, y, color=colour, dashes=(3, 2))
+    else:
+        few = len(x) <= 40
+        axes.plot(x, y, color=colour, marker="o" if few else None, markersize=3.2)
+    if curve.band:
+        low, high = (thinned(curve.x, end)[1] for end in curve.band)
+        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
+    """Shares of values, in the same bins for every (values, role); what lies far out is counted at the edge."""
+
+    def draw(axes: Axes) -> None:
+        pooled = np.concatenate([np.asarray(values, float) for values, _ in groups])
+        low, high = np.quantile(pooled, [0.005, 0.995])
+        edges = np.linspace(low, high, 33) if high > low else np.array([low - 0.5, low + 0.5])
+        for values, role in groups:
+            counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+            heights = counts / max(1, len(values))
+            axes.stairs(heights, edges, fill=True, color=COLOUR[role], alpha=0.28)
+            axes.stairs(heights, edges, color=COLOUR[role], linewidth=1.3)
+            axes.axvline(float(np.mean(values)), color=COLOUR[role], linewidth=1, dashes=(4, 3))
+        axes.set_xlabel("reward")
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+    return _svg(draw, label)
+
+
+def ranked(values: Sequence[float], parts: Sequence[tuple[float, float, str]], label: str) -> Markup:
+    """``values`` from the largest down, over the share of them; ``parts``: (from, to, role) of shares to colour."""
+
+    def draw(axes: Axes) -> None:
+        y = np.sort(np.asarray(values, float))[::-1]
+        share = (np.arange(len(y)) + 0.5) / len(y)
+        x = np.linspace(0, 1, POINTS)
+        y = np.interp(x, share, y)
+        for start, end, role in parts:
+            # The neighbouring part begins where this one ends, so no gap is seen between them.
+            inside = np.unique(np.concatenate([[start], x[(x > start) & (x < end)], [end]]))
+            axes.fill_between(inside, 0, np.interp(inside, x, y), color=COLOUR[role], alpha=0.28, linewidth=0)
+        axes.plot(x, y, color=COLOUR["ink"])
+        _shares(axes)
+        axes.set_ylim(bottom=min(0.0, float(y.min())))
+
+    return _svg(draw, label)
+
+
+def ranked_lines(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
+    """The same for several (values, role), as lines."""
+
+    def draw(axes: Axes) -> None:
+        for values, role in groups:
+            y = np.sort(np.asarray(values, float))[::-1]
+            x = np.linspace(0, 1, POINTS)
+            axes.plot(x, np.interp(x, (np.arange(len(y)) + 0.5) / len(y), y), color=COLOUR[role])
+        _shares(axes)
+
+    return _svg(draw, label)
+
+
+def _shares(axes: Axes) -> None:
+    axes.set_xlabel("share of the pairs")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+
+def frontier(
+    curve: Sequence[tuple[float, float]], paths: Sequence[Sequence[Point]], label: str, size: tuple[float, float]
+) -> Markup:
+    """``curve``: (KL, reward) of the best that is possible; ``paths``: points in the order that a run came by them."""
+
+    def draw(axes: Axes) -> None:
+        if curve:
+            x, y = zip(*curve, strict=True)
+            axes.plot(x, y, color=COLOUR["reference"], linewidth=2)
+        for points in paths:
+            kl, reward, colour = [p.kl for p in points], [p.reward for p in points], COLOUR[points[-1].role]
+            if len(points) > 1:
+                axes.plot(kl, reward, color=colour, linewidth=1, alpha=0.7)
+                axes.plot(kl[:-1], reward[:-1], color=colour, linestyle="", marker="o", markersize=2.2, alpha=0.7)
+            for p in points:
+                if p.low is not None and p.high is not None:
+                    axes.plot([p.kl, p.kl], [p.low, p.high], color=colour, linewidth=1)
+            axes.plot(kl[-1:], reward[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
+        axes.set_xlabel("KL to the reference, nats")
+        axes.set_ylabel("expected reward")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+
+    return _svg(draw, label, size)
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``POINTS`` points, each the average of neighbours; the last one is never mixed with others.
+
+    >>> x, y = thinned(range(1000), range(1000))
+    >>> len(x) <= POINTS, y[-1]
+    (True, 999.0)
+    """
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    every = -(-(len(xs) - 1) // (POINTS - 1)) if len(xs) > POINTS else 1
+    if every == 1:
+        return xs, ys
+    starts = np.arange(0, len(xs) - 1, every)
+    sizes = np.diff(np.append(starts, len(xs) - 1))
+    means = [np.append(np.add.reduceat(v[:-1], starts) / sizes, v[-1]) for v in (xs, ys)]
+    return means[0], means[1]
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Average over a twelfth of the curve around each point, less at its ends.
+
+    >>> smooth(np.array([1.0, 3.0])).tolist()
+    [1.0, 3.0]
+    """
+    half = len(values) // 24
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    reach = np.minimum(np.minimum(at, len(values) - 1 - at), half)
+    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+
+
+def _svg(draw: Callable[[Axes], None], label: str, size: tuple[float, float] = (5.0, 2.9)) -> Markup:
+    """What ``draw`` puts on axes. ``size``: in units of 72 pixels of a phone."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return inline(buffer.getvalue(), label)
+
+
+def inline(svg: str, label: str) -> Markup:
+    """matplotlib's file as an element of a page: no prologue, no outside names, roles for colours, no ids in vain.
+
+    Ids that are referred to get the figure's own digest, so that those of several figures do not meet.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    svg = svg.replace("xlink:href", "href")
+    view = re.search(r'viewBox="([^"]*)"', svg)
+    assert view is not None
+    head = f'<svg viewBox="{view[1]}" role="img" aria-label="{escape(label)}">'
+    svg = head + svg[svg.index(">") + 1 :]
+    for role, colour in COLOUR.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    svg = re.sub(r"font-family:[^;]*; |transform=\"rotate\(-0 [^\"]*\"", "", svg)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{xxh3_64_hexdigest(svg.encode())}-", svg)
+    svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    return Markup(re.sub(r"<g>\n?</g>\n?", "", svg))

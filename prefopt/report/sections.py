@@ -1,0 +1,326 @@
+"""The sections of a page, in their order: each is a function of the runs that returns HTML, or None without its data.
+
+To add a section, write such a function and name it in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from prefopt.report import figures
+from prefopt.report.figures import SERIES, Curve
+from prefopt.report.frontier import frontier
+from prefopt.report.html import part
+from prefopt.report.read import Row, Run
+from prefopt.report.words import prefers
+from prefopt.train.summary import summarize, table_rows
+
+WORST = 6
+"""pairs that are shown with their text"""
+LEARNED = 0.1
+"""a weight below it, a fifth of where every pair began, is one of a pair that was long learned"""
+
+
+def role(index: int) -> str:
+    """The colour of the run with this number."""
+    return f"run-{index % SERIES}"
+
+
+# --- the outcome -----------------------------------------------------------------------------------
+
+
+def outcome(runs: Sequence[Run]) -> Markup | None:
+    """The table of before and after, or of several runs after."""
+    header, rows = table_rows(runs[0].results) if len(runs) == 1 else _compared(runs)
+    if not rows:
+        return None
+    note = ""
+    if any("95 %" in row[0] for row in rows):
+        note = "Intervals are bootstraps over prompts, since pairs that share a prompt are not independent."
+    if len({str(run.results.get("data", {}).get("fingerprint", run.name)) for run in runs}) > 1:
+        note += " These runs did not have the same data, so their figures do not compare directly."
+    title = "Before and after" if len(runs) == 1 else "The runs side by side"
+    colours = [role(i) for i in range(len(runs))] if len(runs) > 1 else []
+    return part(
+        "section", title, part("table", header, rows, columns=colours and ["", *colours], strong=not colours), note
+    )
+
+
+def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """A column for each run, after training, on held-out data where all runs have some."""
+    split = "held_out" if all(run.results.get("held_out") for run in runs) else "training"
+    columns = []
+    for run in runs:
+        after = (run.results.get(split) or {}).get("after", {})
+        _, rows = table_rows({split: {"after": after}})
+        columns.append({"method": str(run.results.get("method", run.settings.get("loss", "–")))} | dict(rows))
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    rows = [[label, *(column.get(label, "–") for column in columns)] for label in labels]
+    return [f"{'held-out' if split == 'held_out' else 'training'}, after", *(run.name for run in runs)], rows
+
+
+def warnings(runs: Sequence[Run]) -> Markup | None:
+    """What to be wary of, in the words of the end of a run."""
+    found = [
+        (run.name if len(runs) > 1 else "", text)
+        for run in runs
+        if run.history
+        for text in summarize(run.history, run.results).warnings
+    ]
+    return part("section", "To be wary of", part("warnings", found)) if found else None
+
+
+# --- over the steps --------------------------------------------------------------------------------
+
+
+def curves(runs: Sequence[Run]) -> Markup | None:
+    one = len(runs) == 1
+    found = [
+        _metric(runs, "loss", "Loss", "Lower is better; held-out rising while training falls is learning by heart."),
+        _metric(
+            runs, "rewards/accuracies", "Accuracy",
+            "How often the chosen response has the higher reward. The dashed line is a coin"
+            + ("; the band is the 95 % interval." if one else "."),
+            level=0.5, percent=True,
+        ),
+        _metric(
+            runs, "rewards/margins", "Margin",
+            "Reward of the chosen response minus that of the rejected one, on average; above the dashed line is right.",
+            level=0.0,
+        ),
+        _log_probs(runs),
+        _metric(runs, "kl", "KL to the reference", "How far the model has moved, in nats a response."),
+    ]  # fmt: skip
+    drawn = [figure for figure in found if figure is not None]
+    return part("section", "Over the steps", part("grid", drawn)) if drawn else None
+
+
+def _metric(
+    runs: Sequence[Run], name: str, title: str, caption: str, level: float | None = None, percent: bool = False
+) -> Markup | None:
+    lines, keys = [], []
+    if len(runs) == 1:
+        for split, colour, how, label in (
+            ("train", "ink", "steps", "training"),
+            ("eval", "held-out", "marks", "held-out"),
+        ):
+            if curve := _curve(runs[0], split, name, colour, how):
+                lines.append(curve)
+                keys.append((colour, how, label))
+    else:
+        split = "eval" if all(run.records("eval", name) for run in runs) else "train"
+        caption += " Held-out data." if split == "eval" else " Training data."
+        for i, run in enumerate(runs):
+            if curve := _curve(run, split, name, role(i), "marks" if split == "eval" else "steps"):
+                lines.append(curve._replace(band=None))
+                keys.append((role(i), "line", run.name))
+    if not lines:
+        return None
+    return part("figure", title, figures.over_steps(lines, f"{title} over the steps", level, percent), keys, caption)
+
+
+def _curve(run: Run, split: str, name: str, colour: str, how: str) -> Curve | None:
+    records = run.records(split, name)
+    if name == "rewards/accuracies":
+        records = [record for record in records if prefers(record)]
+    if not records:
+        return None
+    bounds = [f"{name}_low", f"{name}_high"]
+    known = split == "eval" and all(bound in record for record in records for bound in bounds)
+    low, high = ([record.get(bound, math.nan) for record in records] for bound in bounds)
+    return Curve([r["step"] for r in records], [r[name] for r in records], colour, how, (low, high) if known else None)
+
+
+def _log_probs(runs: Sequence[Run]) -> Markup | None:
+    lines, keys = [], []
+    for i, run in enumerate(runs):
+        for side, dashed in (("chosen", False), ("rejected", True)):
+            name = f"logps/{side}"
+            if len(runs) > 1:
+                split = "eval" if all(r.records("eval", name) for r in runs) else "train"
+                curve = _curve(run, split, name, role(i), "dashes" if dashed else "marks")
+                lines += [curve] if curve else []
+                keys += [(role(i), "line", run.name)] if curve and not dashed else []
+                continue
+            for split, how, label in (("train", "steps", "training"), ("eval", "marks", "held-out")):
+                if curve := _curve(run, split, name, side, how):
+                    lines.append(curve)
+                    keys.append((side, how, f"{side}, {label}"))
+    if not lines:
+        return None
+    svg = figures.over_steps(lines, "Log-probability of the chosen and the rejected responses over the steps")
+    caption = "How likely the model finds the responses, in nats; where both fall, probability goes to other answers."
+    caption += " Dashed: rejected." if len(runs) > 1 else ""
+    return part("figure", "Log-probability", svg, keys, caption)
+
+
+# --- single pairs ----------------------------------------------------------------------------------
+
+
+def rewards(runs: Sequence[Run]) -> Markup | None:
+    """How rewards are spread, and how much each pair still pulls."""
+    histograms = [_histogram(run, f" of {run.name}" if len(runs) > 1 else "") for run in runs]
+    drawn = [figure for figure in (*histograms, _weights(runs)) if figure is not None]
+    return part("section", "Pair by pair", part("grid", drawn)) if drawn else None
+
+
+def _histogram(run: Run, of_run: str) -> Markup | None:
+    pairs = [p for p in run.judged_pairs if "rewards/chosen" in p and "rewards/rejected" in p]
+    if not pairs:
+        return None
+    groups = [([pair[f"rewards/{side}"] for pair in pairs], side) for side in ("chosen", "rejected")]
+    keys = [("chosen", "area", "chosen"), ("rejected", "area", "rejected")]
+    which = "held-out" if run.pairs_of("eval") else "training"
+    caption = (
+        f"Rewards of {len(pairs):,} {which} pairs{of_run}, their means dashed; the less overlap, the better told apart."
+    )
+    return part("figure", "Rewards", figures.histogram(groups, "Histogram of rewards"), keys, caption)
+
+
+def _weights(runs: Sequence[Run]) -> Markup | None:
+    pairs = {run.name: _weighted(run) for run in runs}
+    if not all(pairs.values()):
+        return None
+    label = "Weight of each pair in the gradient, sorted"
+    if len(runs) > 1:
+        groups = [([p["weights"] for p in of_run], role(i)) for i, of_run in enumerate(pairs.values())]
+        keys = [(role(i), "line", name) for i, name in enumerate(pairs)]
+        svg, caption = figures.ranked_lines(groups, label), "How strongly each training pair still pulls, sorted."
+        return part("figure", "Weight in the gradient", svg, keys, caption)
+    (of_run,) = pairs.values()
+    weights = sorted((p["weights"] for p in of_run), reverse=True)
+    n, total = len(weights), sum(weights) or 1.0
+    wrong = sum(p["rewards/margins"] <= 0 for p in of_run)
+    learned = min(sum(w < LEARNED for w in weights), n - wrong)
+    parts = [
+        (0.0, wrong / n, "rejected"),
+        (wrong / n, 1 - learned / n, "reference"),
+        (1 - learned / n, 1.0, "chosen"),
+    ]
+    keys = [("rejected", "area", "still wrong"), ("reference", "area", "right"), ("chosen", "area", "long learned")]
+    caption = (
+        f"σ(−βh), sorted: the {wrong / n:.0%} of the training pairs that the model gets wrong make "
+        f"{sum(weights[:wrong]) / total:.0%} of the pull that is left; {learned / n:.0%} are long learned, with "
+        f"{sum(weights[n - learned :]) / total:.0%} of it."
+    ).replace("%", " %")
+    svg = figures.ranked(weights, [p for p in parts if p[1] > p[0]], label)
+    return part("figure", "Weight in the gradient", svg, keys, caption)
+
+
+def _weighted(run: Run) -> list[Row]:
+    pairs = run.pairs_of("training") or run.pairs_of("eval")
+    return [pair for pair in pairs if isinstance(pair.get("weights"), (int, float))]
+
+
+def worst(runs: Sequence[Run]) -> Markup | None:
+    """The pairs with the lowest margins, among those that every run has scored."""
+    known = [{(p["split"], p.get("source"), p.get("chosen")): p for p in run.judged_pairs} for run in runs]
+    shared = [key for key in known[0] if all(key in of_run for of_run in known)]
+    wrong = [key for key in shared if any(of_run[key]["rewards/margins"] < 0 for of_run in known)]
+    if not wrong:
+        return None
+    wrong.sort(key=lambda key: (-sum(of_run[key]["rewards/margins"] < 0 for of_run in known),
+                                sum(of_run[key]["rewards/margins"] for of_run in known)))  # fmt: skip
+    cards = [
+        {
+            **known[0][key],
+            "thought": [
+                {"name": run.name, "chance": _chance(of_run[key]), **of_run[key]}
+                for run, of_run in zip(runs, known, strict=True)
+            ],
+        }
+        for key in wrong[:WORST]
+    ]
+    which = "held-out" if wrong[0][0] == "eval" else "training"
+    lead = (
+        f"The {len(cards)} worst of {len(wrong):,} {which} pairs in which the rejected response has the higher reward"
+    )
+    lead += ", for any of the runs." if len(runs) > 1 else ". Read them: some may be labelled the wrong way round."
+    return part("section", "Where the model disagrees", part("pairs", cards, len(runs) > 1), lead)
+
+
+def _chance(pair: Row) -> float | None:
+    """σ(margin), the probability that Bradley-Terry gives the label; only where the loss itself speaks of it."""
+    margin, weight = pair["rewards/margins"], pair.get("weights")
+    chance = 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
+    return chance if weight is not None and abs(1 - weight - chance) < 1e-3 else None
+
+
+def samples(runs: Sequence[Run]) -> Markup | None:
+    answered = [{row.get("key"): row for row in run.samples} for run in runs]
+    prompts = [key for key in answered[0] if all(key in of_run for of_run in answered)]
+    if not prompts:
+        return None
+    cards = []
+    for key in prompts:
+        first = answered[0][key]
+        before = [("before", first.get("before"))] if len(runs) == 1 or _same_start(runs) else []
+        after = [
+            ("after" if len(runs) == 1 else run.name, of_run[key].get("after"))
+            for run, of_run in zip(runs, answered, strict=True)
+        ]
+        cards.append({"prompt": first.get("prompt", ""), "source": first.get("source", ""), "answers": before + after})
+    lead = f"The likeliest words one by one (greedy), without choosing: the first {len(cards)} prompts."
+    return part("section", "What it answers", part("samples", cards), lead)
+
+
+def _same_start(runs: Sequence[Run]) -> bool:
+    return len({str(run.settings.get("model")) for run in runs}) == 1
+
+
+# --- how it was made -------------------------------------------------------------------------------
+
+
+def settings(runs: Sequence[Run]) -> Markup | None:
+    blocks: list[tuple[str, Any]] = []
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    differ = [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1]
+    if differ:
+        rows = [[key, *(_value(run.settings.get(key)) for run in runs)] for key in differ]
+        blocks.append(("Settings that differ", part("table", ["", *(run.name for run in runs)], rows)))
+    same = [(key, _value(runs[0].settings.get(key))) for key in keys if key not in differ]
+    same = [(key, value) for key, value in same if value != "–"]
+    if same:
+        blocks.append(("Settings" if len(runs) == 1 else "Settings in common", part("facts", same)))
+    for run in runs:
+        suffix = f", {run.name}" if len(runs) > 1 else ""
+        if made := _made(run):
+            blocks.append((f"Data and versions{suffix}", part("facts", made)))
+    return part("section", "How it was made", part("blocks", blocks)) if blocks else None
+
+
+def _made(run: Run) -> list[tuple[str, str]]:
+    results = run.results
+    facts = [(f"data, {key}", _value(value)) for key, value in (results.get("data") or {}).items()]
+    facts += [
+        (name, _value(results[key])) for name, key in (("optimizer steps", "steps"), ("loss", "loss")) if key in results
+    ]
+    if isinstance(results.get("seconds"), (int, float)):
+        facts.append(("time", f"{results['seconds']:,.0f} s"))
+    if isinstance(results.get("peak_memory"), (int, float)):
+        facts.append(("peak memory", f"{results['peak_memory'] / 1e9:.1f} GB"))
+    return facts + [(name, _value(version)) for name, version in (results.get("versions") or {}).items()]
+
+
+def _value(value: Any) -> str:
+    if value is None or value == [] or value is False:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+
+
+SECTIONS: tuple[Callable[[Sequence[Run]], Markup | None], ...] = (
+    frontier,
+    outcome,
+    warnings,
+    curves,
+    rewards,
+    worst,
+    samples,
+    settings,
+)

@@ -1,0 +1,91 @@
+"""The sentence at the top of a page: what came out, with how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prefopt.report.read import Run
+from prefopt.train.summary import NO_PREFERENCE
+
+Figures = Mapping[str, float]
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    """One sentence, or "" where there is nothing to say yet."""
+    return _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
+
+
+def byline(runs: Sequence[Run]) -> str:
+    """What was done to what, where that is one thing."""
+    if len(runs) > 1:
+        return ""
+    run = runs[0]
+    facts = [str(run.results.get("loss", run.settings.get("loss", "")))]
+    if "model" in run.settings:
+        facts.append(f"from {run.settings['model']}")
+    if "steps" in run.results:
+        facts.append(f"{run.results['steps']:,} steps")
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _of_one(run: Run) -> str:
+    before, after = run.judged.get("before", {}), run.judged.get("after", {})
+    name = "held-out" if run.results.get("held_out") else "training"
+    if prefers(after):
+        pairs = f"{after['pairs']:,.0f} {name} pairs" if "pairs" in after else f"{name} pairs"
+        share = f"the tuned model gives the better answer the higher reward in {accuracy(after)}"
+        return f"On {pairs} {share}{_loss(before, after)}."
+    if "loss" in before and "loss" in after:
+        steps = f" in {run.results['steps']:,} steps" if "steps" in run.results else ""
+        return f"The loss on {name} data went from {before['loss']:.3f} to {after['loss']:.3f}{steps}."
+    return ""
+
+
+def _loss(before: Figures, after: Figures) -> str:
+    if "loss" not in before or "loss" not in after:
+        return ""
+    went = "fell" if after["loss"] < before["loss"] else "rose"
+    return f", and its loss {went} from {before['loss']:.3f} to {after['loss']:.3f}"
+
+
+def _of_several(runs: Sequence[Run]) -> str:
+    known = [run for run in runs if prefers(run.judged.get("after", {}))]
+    if len(known) < 2:
+        return ""
+    after = {run.name: run.judged["after"] for run in known}
+    best = max(after, key=lambda name: after[name]["rewards/accuracies"])
+    low = after[best].get("rewards/accuracies_low")
+    near = [
+        name
+        for name, figures in after.items()
+        if name != best and low is not None and figures.get("rewards/accuracies_high", 0.0) >= low
+    ]
+    held_out = "held-out " if all(run.results.get("held_out") for run in known) else ""
+    sentence = f"{best} has the highest {held_out}accuracy of these {len(known)} runs: {accuracy(after[best])}"
+    if near and low is not None:
+        theirs = (
+            f"the interval of {near[0]} overlaps" if len(near) == 1 else f"the intervals of {_listed(near)} overlap"
+        )
+        sentence += f"; {theirs} with it, so their order may be chance"
+    return sentence + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def prefers(figures: Figures) -> bool:
+    """Whether an accuracy means anything: it does not while policy and reference are the same model."""
+    return "rewards/accuracies" in figures and abs(figures.get("rewards/margins", 1.0)) >= NO_PREFERENCE
+
+
+def accuracy(figures: Figures) -> str:
+    """
+    >>> accuracy({"rewards/accuracies": 0.845, "rewards/accuracies_low": 0.767, "rewards/accuracies_high": 0.917})
+    '84.5 % (95 % interval 76.7 to 91.7)'
+    """
+    text = f"{100 * figures['rewards/accuracies']:.1f} %"
+    if "rewards/accuracies_low" in figures:
+        low, high = figures["rewards/accuracies_low"], figures["rewards/accuracies_high"]
+        text += f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    return text
