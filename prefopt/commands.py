@@ -83,6 +83,7 @@ COMMANDS = {
     "sft": Command(config.SFT, "prefopt.train.run:sft", trains=True),
     "train": Command(config.Train, "prefopt.train.run:train", trains=True),
     "score": Command(config.Score, "prefopt.score:run"),
+    "report": Command(config.Report, "prefopt.report:run", rest="runs"),
 }
 
 # Settings of training that --help leaves to --help-all.

@@ -258,6 +258,22 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Show a run, or several on the same axes, as one HTML file."""
+
+    runs: tuple[Path, ...]
+    """run directories"""
+    out: Path = Path("report.html")
+    """the file to write"""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise SettingError("runs", "is empty: name at least one run directory")
+        if len(set(self.runs)) < len(self.runs):
+            raise SettingError("runs", "names a run twice")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Make a small preference set, tune a small model on it, and show what changed."""
 
