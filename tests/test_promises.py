@@ -245,7 +245,7 @@ def test_control_tokens_in_a_users_text(
 def test_no_padding_however_lengths_are_mixed(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL: padding_free is "temporarily unavailable"; group by length raises for DPO data.
 
-    Here: never pads; not needed. What is computed is one node for each different beginning: fewer tokens than there are.
+    Here: never pads; not needed. What is computed is one node for each different beginning, so fewer than there are.
     """
     words = [" ".join(["never"] * n) for n in range(1, 13)]
     rows = [

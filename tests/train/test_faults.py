@@ -236,7 +236,7 @@ from prefopt import report
 from prefopt.train import checkpoint
 torch.set_num_threads(1)
 report.write = lambda *_: None
-for size in range(8, 800, 48):
+for size in range(8, 800, 88):
     disk = Path({str(tmp_path)!r}) / str(size)
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={{size}}k", "none", disk], check=True)
@@ -253,7 +253,7 @@ for size in range(8, 800, 48):
         cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     rows = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("SIZE ")]
-    assert len(rows) == len(range(8, 800, 48)), done.stderr[-2000:]
+    assert len(rows) == len(range(8, 800, 88)), done.stderr[-2000:]
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     codes = [int(code) for _, code, _, _ in rows]
     assert set(codes) <= {0, 1, 2} and codes[0] > 0 and codes[-1] == 0

@@ -318,9 +318,13 @@ def test_the_papers_optimizer(given, tmp_path):
     assert rates == [1e-2] * 4
 
 
-def test_bfloat16(given, tmp_path):
-    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", dtype="bfloat16") == 0
-    assert {w.dtype for w in tiny.weights(tmp_path / "run").values()} == {torch.bfloat16}
+def test_bfloat16_loses_no_small_update(given, tmp_path):
+    """At the paper's rate an update is far below bfloat16's last digit: the weights stay float32."""
+    settings = dict(dtype="bfloat16", learning_rate=1e-6, schedule="constant")
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    after, before = tiny.weights(tmp_path / "run"), tiny.weights_of(given.model)
+    assert {w.dtype for w in after.values()} == {torch.float32}
+    assert 1e-6 < tiny.apart(after, before) < 1e-5
 
 
 def test_weight_decay_shrinks(given, tmp_path):
