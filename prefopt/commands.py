@@ -82,6 +82,7 @@ COMMANDS = {
     "new-model": Command(config.NewModel, "prefopt.model.new:run"),
     "sft": Command(config.SFT, "prefopt.train.run:sft", trains=True),
     "train": Command(config.Train, "prefopt.train.run:train", trains=True),
+    "sweep": Command(config.Sweep, "prefopt.frontier.sweep:run", trains=True),
     "score": Command(config.Score, "prefopt.score:run"),
     "report": Command(config.Report, "prefopt.report:run", rest="runs"),
 }

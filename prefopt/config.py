@@ -18,7 +18,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -223,6 +223,57 @@ class Train(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep(Train):
+    """Train once for each combination of settings, and place the runs between reward and KL."""
+
+    out: Path
+    """the folder of the sweep; each run gets a folder in it"""
+    resume: bool = False
+    """skip the finished runs in --out and continue the one that was stopped"""
+    grid: tuple[str, ...]
+    """KEY=VALUE,VALUE: a flag of train, or of a loss, and its values"""
+    samples: int = 64
+    """responses drawn from each policy to estimate KL and reward; 0: none"""
+    max_new_tokens: int | None = None
+    """longest response that is drawn; by default 128, or half of what the model takes"""
+    reward: str | None = None
+    """file.py:function of your own: prompts, responses -> a number for each"""
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)  # which loss gets which options, and whether it is right, is each run's
+        _not_negative(self, "samples")
+        _positive(self, "max_new_tokens")
+        if not self.samples:
+            for key in ("max_new_tokens", "reward"):
+                _needs(self, key, "is about samples: drop it, or --samples 0")
+        for key in axes(self.grid):
+            if key in {"model", "data", "out", "resume"}:
+                raise SettingError("grid", f"cannot vary {key}, which is the same for all runs")
+            if key in (self.loss_options or {}) or getattr(self, key, None) != _defaults(type(self)).get(key):
+                raise SettingError(key, "is set, and --grid sets it too: drop one")
+
+
+def axes(grid: Sequence[str]) -> dict[str, list[str]]:
+    """What ``--grid`` varies: the values of each key.
+
+    >>> axes(["beta=0.05,0.1", "loss=dpo,ipo"])
+    {'beta': ['0.05', '0.1'], 'loss': ['dpo', 'ipo']}
+    """
+    found: dict[str, list[str]] = {}
+    for text in grid:
+        key, _, values = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not key or not all(value.strip() for value in values.split(",")):
+            raise SettingError("grid", f"must be KEY=VALUE,VALUE such as beta=0.1,1, not {text!r}")
+        if key in found:
+            raise SettingError("grid", f"has {key} twice: write all its values behind one")
+        found[key] = [value.strip() for value in values.split(",")]
+    if not found:
+        raise SettingError("grid", "is empty: name a key and its values, such as beta=0.1,1")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Score responses with a model: log-probabilities, and implicit rewards against a reference."""
 
@@ -350,11 +401,11 @@ def build(cls: type[C], settings: Mapping[str, Setting], needed_by: str) -> C:
     hints = typing.get_type_hints(cls)
     values = {key: _typed(key, settings[key], hints[key]) for key in fields if key in settings}
     others = [key for key in settings if key not in fields]
-    loss = values.get("loss", fields["loss"].default) if "loss" in fields else None
-    known = _loss_options(loss) if loss and others else {}
+    losses = _losses(values, str(fields["loss"].default)) if "loss" in fields and others else []
+    known = {key: option for loss in losses for key, option in _loss_options(loss).items()}
     for key in others:
         if key not in known:
-            raise UserError(_unknown(key, settings[key], [*fields, *known], loss))
+            raise UserError(unknown(key, settings[key], [*fields, *known], losses))
     options = {key: _typed(key, settings[key], known[key].type) for key in others}
     for key, field in fields.items():
         if field.default is dataclasses.MISSING and key not in values:
@@ -410,7 +461,7 @@ def dump(config: Any) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "loss_options":
-            if isinstance(config.loss, str):
+            if isinstance(config.loss, str) and not isinstance(config, Sweep):
                 lines |= {name: option.default for name, option in _loss_options(config.loss).items()}
             lines |= value or {}
         elif field.name == "loss":
@@ -438,19 +489,29 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
+def _losses(values: Mapping[str, Any], default: str) -> list[str]:
+    """The losses that will be trained with: one, or those of a grid."""
+    try:
+        return axes(values["grid"])["loss"]
+    except (KeyError, SettingError):  # what is wrong with a grid it says itself
+        return [values.get("loss", default)]
+
+
 def _loss_options(loss: str) -> dict[str, Any]:
     from prefopt.losses import options_of
 
     return options_of(loss)
 
 
-def _unknown(key: str, setting: Setting, known: list[str], loss: str | None) -> str:
+def unknown(key: str, setting: Setting, known: list[str], losses: list[str]) -> str:
+    """What to say of a key that is neither a field nor an option of these losses."""
     from prefopt.losses import LOSSES
 
     spell = str if setting.where else flag
-    if loss and any(key in _loss_options(other) for other in LOSSES):
+    if losses and any(key in _loss_options(other) for other in LOSSES):
+        options = dict.fromkeys(option for loss in losses for option in _loss_options(loss))
         return setting.says(
-            key, f"has no effect on {loss}, whose options are {', '.join(_loss_options(loss)) or 'none'}"
+            key, f"has no effect on {', '.join(losses)}, whose options are {', '.join(options) or 'none'}"
         )
     near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
     what = f"{setting.where}: unknown key {key}" if setting.where else f"unknown flag {flag(key)}"
@@ -482,7 +543,7 @@ def _conform(value: Any, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):  # X | None
         return None if value is None else _conform(value, args[0])
     if origin is tuple:
-        return tuple(_conform(item, args[0]) for item in (value if isinstance(value, list) else [value]))
+        return tuple(_conform(item, args[0]) for item in _items(value))
     if origin is Literal:
         if isinstance(value, str) and value in args:
             return value
@@ -496,6 +557,23 @@ def _conform(value: Any, hint: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise TypeError(expected)
     return Path(value) if hint is Path else value
+
+
+def _items(value: Any) -> list[Any]:
+    """A list as it is; one value as a list of one; and a mapping as flags would say it, KEY=VALUE or KEY=VALUE,VALUE.
+
+    >>> _items({"beta": [0.1, 1], "loss": "ipo"})
+    ['beta=0.1,1', 'loss=ipo']
+    """
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return [value]
+    return [f"{key}={','.join(map(_said, _items(values)))}" for key, values in value.items()]
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _KINDS: dict[Any, tuple[Any, str]] = {

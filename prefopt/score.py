@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -58,20 +58,30 @@ def _logps(config: Score, name: str, examples: list[Encoded], display: Display) 
     lm: LanguageModel = load_model(name, config.dtype, config.device, longest)
     if lm.why:
         display.note(lm.why)
-    budget = config.tokens_per_microbatch or defaults.tokens_per_microbatch(lm.device)
+    with display.pass_(name, len(examples)) as advance:
+        return scored(lm, examples, config.tokens_per_microbatch, advance)
+
+
+def scored(
+    lm: LanguageModel,
+    examples: list[Encoded],
+    budget: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[tuple[list[float], list[int]]]:
+    """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
+    budget = budget or defaults.tokens_per_microbatch(lm.device)
     place = {id(example): i for i, example in enumerate(examples)}
     found: list[Any] = [None] * len(examples)
-    with display.pass_(name, len(examples)) as advance:
-        # A few thousand at a time, so that packing has something to choose from and progress is seen.
-        for start in range(0, len(examples), 1024):
-            for group in plan.microbatches(examples[start : start + 1024], budget):
-                logps = lm.score(lm.pack(group))
-                ends = np.cumsum([len(example.responses) for example in group])[:-1]
-                sums = np.split(logps.sum.double().cpu().numpy(), ends)
-                lengths = np.split(logps.length.long().cpu().numpy(), ends)
-                for example, s, n in zip(group, sums, lengths, strict=True):
-                    found[place[id(example)]] = (s.tolist(), n.tolist())
-                advance(len(group))
+    # A few thousand at a time, so that packing has something to choose from and progress is seen.
+    for start in range(0, len(examples), 1024):
+        for group in plan.microbatches(examples[start : start + 1024], budget):
+            logps = lm.score(lm.pack(group))
+            ends = np.cumsum([len(example.responses) for example in group])[:-1]
+            sums = np.split(logps.sum.double().cpu().numpy(), ends)
+            lengths = np.split(logps.length.long().cpu().numpy(), ends)
+            for example, s, n in zip(group, sums, lengths, strict=True):
+                found[place[id(example)]] = (s.tolist(), n.tolist())
+            advance(len(group))
     return found
 
 

@@ -53,10 +53,10 @@ class Custom(Loss):
         return LossOutput(out.loss, {name: value.detach() for name, value in out.metrics.items()})
 
 
-def load(file: Path, name: str) -> Any:
-    """What ``name`` is in the user's Python file."""
+def load(file: Path, name: str, flag: str = "--loss") -> Any:
+    """What ``name`` is in the user's Python file, which ``flag`` asked for."""
     if not file.is_file():
-        raise UserError(f"{file}: no such file (for --loss {file}:{name})")
+        raise UserError(f"{file}: no such file (for {flag} {file}:{name})")
     path = str(file.resolve())
     module_name = f"{file.stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)

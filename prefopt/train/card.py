@@ -22,7 +22,7 @@ from prefopt.train.summary import summarize, table_rows
 from prefopt.train.track import redact
 
 
-def write_results(path: Path, config: Training, results: Mapping[str, Any]) -> None:
+def write_results(path: Path, config: Training | Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """``results`` with configuration and versions, keys sorted and no time of day: equal runs, equal files.
 
     What is not a finite number is written as the string "nan", "inf" or "-inf", since JSON has no such numbers.

@@ -20,7 +20,7 @@ from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
 from prefopt.train.loop import Schedule
-from prefopt.train.prepare import Prepared, prepare
+from prefopt.train.prepare import Prepare, Prepared, prepare
 from prefopt.types import Encoded
 
 SAMPLE = 1000
@@ -42,7 +42,7 @@ class Job:
     parameters: int
 
     @classmethod
-    def plan(cls, config: settings.Training, loss: losses.Loss, display: Display) -> Job:
+    def plan(cls, config: settings.Training, loss: losses.Loss, display: Display, prepare: Prepare = prepare) -> Job:
         """UserError for anything that the run would stumble over later: folder, length, data, settings."""
         _check_folder(config)
         device = pick_device(config.device)
@@ -96,22 +96,28 @@ class Job:
 
         A run that has not come to a checkpoint begins anew, and so does its config.yaml.
         """
-        file = self.out / "config.yaml"
         if found:
-            before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
-            _same_settings(file, before, now, now.keys() - FREE - FROM_DATA)
-            if found.state["data"] != self.data.fingerprint:
-                raise UserError(
-                    f"--out {self.out}: its run began with other data than {', '.join(self.config.data)} now hold: "
-                    "bring those back, or choose another --out"
-                )
-            _same_settings(file, before, now, FROM_DATA)
+            self.check_unchanged(found.state["data"])
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            file.write_text(settings.dump(dataclasses.replace(self.config, resume=False)), encoding="utf-8")
+            (self.out / "config.yaml").write_text(
+                settings.dump(dataclasses.replace(self.config, resume=False)), encoding="utf-8"
+            )
         except OSError as error:
             raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from error
+
+    def check_unchanged(self, data: str) -> None:
+        """UserError unless the run in the folder began with these settings and with data of this fingerprint."""
+        file = self.out / "config.yaml"
+        before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
+        _same_settings(file, before, now, now.keys() - FREE - FROM_DATA)
+        if data != self.data.fingerprint:
+            raise UserError(
+                f"--out {self.out}: its run began with other data than {', '.join(self.config.data)} now hold: "
+                "bring those back, or choose another --out"
+            )
+        _same_settings(file, before, now, FROM_DATA)
 
     def description(self) -> str:
         """What ``--dry-run`` prints: what would be done, and what it would need."""

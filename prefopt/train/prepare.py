@@ -41,6 +41,10 @@ class Prepared:
         return max(len(e.prompt) + len(r) for e in [*self.train, *self.held_out] for r in e.responses)
 
 
+Prepare = Callable[[Training, Any, plan.Unit, int | None, Callable[[str], None]], Prepared]
+"""what ``prepare`` is"""
+
+
 def prepare(
     config: Training, tokenizer: Any, unit: plan.Unit, max_length: int | None, note: Callable[[str], None]
 ) -> Prepared:

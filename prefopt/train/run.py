@@ -51,12 +51,18 @@ def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> 
 
     UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved.
     """
-    began = time.monotonic()
     with Display(0, "set-up") as display:
         job = Job.plan(config, loss, display)
-        if dry_run:
-            print(job.description())
-            return {}
+    if dry_run:
+        print(job.description())
+        return {}
+    return execute(job)
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Train as planned; as `run` otherwise."""
+    began, config = time.monotonic(), job.config
+    with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)
         found = checkpoint.load_newest(job.checkpoints) if config.resume else None
         job.open_folder(found)

@@ -1,0 +1,181 @@
+"""Where a policy stands between reward and KL, estimated from responses that it draws itself.
+
+On a space that cannot be enumerated, KL(π ‖ π_ref) = E_{y~π}[log π(y|x) − log π_ref(y|x)] is a mean over samples at
+temperature 1. Both log-probabilities are computed, not estimated, so the only error is that of the mean; its
+interval resamples prompts. A response that reaches the limit of tokens is a draw from the policy that stops there, and
+KL and reward are those of that policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from prefopt.data.encode import Encoder
+from prefopt.errors import UserError
+from prefopt.generate import TransformersGenerator
+from prefopt.losses.custom import load
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import load_model
+from prefopt.score import scored
+from prefopt.statistics import Interval, clustered_bootstrap
+from prefopt.types import Encoded
+
+MAX_NEW_TOKENS = 128
+
+
+class Reward(NamedTuple):
+    """The user's function (prompts, responses) -> a number for each; ``version`` changes with what it does."""
+
+    function: Callable[[list[str], list[str]], Sequence[float]]
+    name: str
+    version: str = ""
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
+        """UserError where it fails, or gives something else than one finite number for each response."""
+        try:
+            rewards = [float(reward) for reward in self.function(prompts, responses)]
+        except Exception as error:  # whatever the user's own code may raise
+            raise UserError(f"--reward {self.name} failed: {type(error).__name__}: {error}") from error
+        if len(rewards) != len(responses):
+            raise UserError(f"--reward {self.name} gave {len(rewards)} numbers for {len(responses)} responses")
+        if not all(map(math.isfinite, rewards)):
+            worst = next(i for i, reward in enumerate(rewards) if not math.isfinite(reward))
+            raise UserError(f"--reward {self.name} gave {rewards[worst]} for the response {responses[worst][:80]!r}")
+        return rewards
+
+
+def load_reward(spec: str | Callable[..., Any]) -> Reward:
+    """``file.py:function``, or the function itself. UserError where there is none."""
+    if callable(spec):
+        name = getattr(spec, "__qualname__", type(spec).__name__)
+        return Reward(spec, name, f"{getattr(spec, '__module__', '')}.{name}")
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise UserError(f"--reward {spec} names no function: write my_reward.py:function")
+    function = load(Path(file), name, "--reward")
+    if not callable(function):
+        raise UserError(f"--reward {spec} cannot be called: make it a function of prompts and responses")
+    return Reward(function, spec, xxhash.xxh3_128_hexdigest(Path(file).read_bytes()))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every policy of a comparison is sampled: from the same prompts, with the same seed."""
+
+    responses: int = 64
+    max_new_tokens: int = MAX_NEW_TOKENS
+    seed: int = 0
+    reward: Reward | None = None
+
+    def key(self, models: Sequence[str], prompts: Sequence[np.ndarray]) -> str:
+        """What an estimate depends on, beside what is in the models' folders."""
+        content = xxhash.xxh3_128(b"".join(len(p).to_bytes(4, "little") + p.tobytes() for p in prompts))
+        reward = self.reward and (self.reward.name, self.reward.version)
+        content.update(repr((models, self.responses, self.max_new_tokens, self.seed, reward)).encode())
+        return content.hexdigest()
+
+
+class Estimate(NamedTuple):
+    """``kl`` in nats a response. ``tokens``: mean length; ``at_limit``: share of responses that reached the limit."""
+
+    kl: Interval
+    reward: Interval | None
+    prompts: int
+    responses: int
+    tokens: float
+    at_limit: float
+
+
+def choose(units: Sequence[Encoded], sampling: Sampling, longest: int | None) -> list[np.ndarray]:
+    """The prompts to sample from: different ones, drawn by the seed, that leave room for a response.
+
+    UserError where no prompt does; ``longest`` is what the model takes.
+    """
+    room = math.inf if longest is None else longest - sampling.max_new_tokens
+    different = {unit.prompt_key: unit.prompt for unit in units if len(unit.prompt) <= room}
+    if not different:
+        raise UserError(
+            f"no prompt leaves room for --max-new-tokens {sampling.max_new_tokens}: the model takes {longest} tokens"
+        )
+    keys = sorted(different)  # not the order of the file, which says nothing about the prompts
+    order = np.random.default_rng(sampling.seed).permutation(len(keys))
+    return [different[keys[i]] for i in order[: sampling.responses]]
+
+
+def draw(lm: LanguageModel, encoder: Encoder, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Encoded]:
+    """One example for each prompt, with its responses: one, or several where there are fewer prompts than asked for."""
+    generator = TransformersGenerator(
+        lm, encoder, temperature=1.0, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed
+    )
+    each = math.ceil(sampling.responses / len(prompts))
+    try:
+        answers = generator.ids(prompts, each)
+    except UserError:
+        raise
+    except Exception as error:  # whatever an architecture's own code may raise
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"no samples: the model cannot generate ({what}); --samples 0 does without") from error
+    return [_example(prompt, responses) for prompt, responses in zip(prompts, answers, strict=True)]
+
+
+def _example(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> Encoded:
+    key = xxhash.xxh3_128_hexdigest(prompt.tobytes())
+    masks = tuple(np.ones(len(response), bool) for response in responses)
+    return Encoded(prompt, tuple(responses), masks, (None,) * len(responses), "sample", key, key)
+
+
+def estimate(
+    drawn: Sequence[Encoded],
+    policy: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    rewards: Sequence[float] | None,
+    limit: int,
+) -> Estimate:
+    """From P examples with n responses each: their log-probs [P][n] under both models, and rewards [P n]."""
+    of = np.repeat(np.arange(len(drawn)), [len(example.responses) for example in drawn])
+    ratios = np.concatenate([np.subtract(ours, theirs) for ours, theirs in zip(policy, reference, strict=True)])
+    lengths = np.array([len(response) for example in drawn for response in example.responses])
+    return Estimate(
+        kl=clustered_bootstrap(ratios, of),
+        reward=None if rewards is None else clustered_bootstrap(rewards, of),
+        prompts=len(drawn),
+        responses=len(of),
+        tokens=float(lengths.mean()),
+        at_limit=float((lengths >= limit).mean()),
+    )
+
+
+def measure(
+    policy: str, reference: str, encoder: Encoder, prompts: Sequence[np.ndarray], sampling: Sampling, config: Any
+) -> Estimate:
+    """Of two models by folder or name, one after the other in memory; ``config`` says dtype, device and micro-batch."""
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+
+    def logps(lm: LanguageModel) -> list[list[float]]:
+        return [sums for sums, _ in scored(lm, drawn, config.tokens_per_microbatch)]
+
+    lm = load_model(policy, config.dtype, config.device, longest)
+    drawn = draw(lm, encoder, prompts, sampling)
+    ours = logps(lm)
+    if policy != reference:
+        del lm
+        lm = load_model(reference, config.dtype, config.device, longest)
+    return estimate(drawn, ours, logps(lm), _rewards(drawn, encoder, sampling.reward), sampling.max_new_tokens)
+
+
+def _rewards(drawn: Sequence[Encoded], encoder: Encoder, reward: Reward | None) -> list[float] | None:
+    if reward is None:
+        return None
+
+    def text(ids: np.ndarray) -> str:
+        return encoder.tokenizer.decode(ids, skip_special_tokens=True)
+
+    asked = [(text(example.prompt), text(response)) for example in drawn for response in example.responses]
+    return reward([prompt for prompt, _ in asked], [response for _, response in asked])

@@ -1,0 +1,156 @@
+"""A sweep's results for people: a table, and a picture of reward against KL."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefopt.statistics import Interval
+from prefopt.train.display import duration, printable
+
+Row = Mapping[str, Any]
+COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"
+
+
+def table(results: Row, console: Console | None = None) -> None:
+    """Print one line for each run; columns that no run fills are left out."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # where no window sets it, a table is not to be squeezed
+    rows = [*_reference(results), *map(_cells, results["runs"])]
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    used = [i for i in range(len(COLUMNS)) if any(len(row) > i and row[i] for row in rows)]
+    for i in used:
+        shown.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(printable(row[i] or "–")) for i in used))
+    console.print(shown)
+    for run in results["runs"]:
+        if run["status"] == "failed":
+            console.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
+
+
+def _reference(results: Row) -> list[list[str]]:
+    """Where runs start from, if its reward is known."""
+    runs = {run["name"] for run in results["runs"]}
+    points = [point for point in results.get("frontier", {}).get("points", []) if point["name"] not in runs]
+    axes = "kl", "reward"
+    return [[p["name"], *[""] * 5, *(str(Interval(p[a], *p[f"{a}_interval"])) for a in axes), ""] for p in points]
+
+
+def _cells(run: Row) -> list[str]:
+    if run["status"] == "failed":
+        return [run["name"], "failed", *[""] * 7]
+    training, held_out = run["training"]["after"], (run["held_out"] or {}).get("after", {})
+    judged = held_out or training
+    estimate = run.get("estimate", {})
+    return [
+        run["name"],
+        f"{run['steps']:,}",
+        _figure(training, "rewards/accuracies", ".3f"),
+        _accuracy(held_out),
+        _figure(judged, "rewards/margins", "+.3f"),
+        _figure(held_out, "loss", ".4f"),
+        *(str(Interval(**estimate[axis])) if estimate.get(axis) else "" for axis in ("kl", "reward")),
+        duration(run["seconds"]),
+    ]
+
+
+def _figure(figures: Row, name: str, form: str) -> str:
+    return format(float(figures[name]), form) if name in figures else ""
+
+
+def _accuracy(figures: Row) -> str:
+    """With its interval, if it has one."""
+    name = "rewards/accuracies"
+    if f"{name}_low" not in figures:
+        return _figure(figures, name, ".3f")
+    return str(Interval(figures[name], figures[f"{name}_low"], figures[f"{name}_high"]))
+
+
+# --- the picture --------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """A point with its intervals, each (value, low, high)."""
+
+    name: str
+    kl: tuple[float, float, float]
+    height: tuple[float, float, float]
+
+
+def picture(results: Row) -> str | None:
+    """An SVG file in the colours of the reader's light or dark theme; None where there is nothing to place.
+
+    Rewards against KL where they are known, with the exact frontier if the results hold its ``curve``; otherwise
+    the held-out accuracies.
+    """
+    frontier = results.get("frontier", {})
+    places = [_of_point(point) for point in frontier.get("points", [])]
+    if places:
+        return draw(places, "expected reward", frontier.get("curve", []))
+    places = [place for run in results["runs"] if (place := _of_run(run))]
+    return draw(places, "held-out accuracy", []) if places else None
+
+
+def _of_point(point: Row) -> Place:
+    def around(axis: str) -> tuple[float, float, float]:
+        low, high = point.get(f"{axis}_interval", [point[axis]] * 2)
+        return point[axis], low, high
+
+    return Place(point["name"], around("kl"), around("reward"))
+
+
+def _of_run(run: Row) -> Place | None:
+    kl = run.get("estimate", {}).get("kl")
+    held_out = (run.get("held_out") or {}).get("after", {})
+    if kl is None or "rewards/accuracies_low" not in held_out:
+        return None
+    heights = [held_out[f"rewards/accuracies{end}"] for end in ("", "_low", "_high")]
+    return Place(run["name"], (kl["value"], kl["low"], kl["high"]), (heights[0], heights[1], heights[2]))
+
+
+def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]]) -> str:
+    """Each point labelled, with its intervals as a cross, so that colour alone tells nothing."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    from prefopt.report.figures import COLOUR, SERIES, STYLE, inline
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        if curve:
+            axes.plot(*zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2)
+        for number, place in enumerate(places):
+            (x, left, right), (y, low, high) = place.kl, place.height
+            colour = COLOUR[f"run-{number % SERIES}"]
+            axes.plot([left, right], [y, y], color=colour, linewidth=0.9, alpha=0.6)
+            axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.6)
+            axes.plot([x], [y], color=colour, marker="o", markersize=5.5)
+            axes.annotate(
+                place.name.replace("$", r"\$"), (x, y), (6, 5), textcoords="offset points", color=COLOUR["ink"], size=8
+            )
+        axes.margins(x=0.12, y=0.08)
+        axes.set_xlabel("KL to the reference, nats")
+        axes.set_ylabel(height)
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    label = f"{height} against KL to the reference of {', '.join(place.name for place in places)}"
+    return _standalone(inline(buffer.getvalue(), label))
+
+
+def _standalone(svg: str) -> str:
+    """A picture of a page as a file of its own, with the page's colours."""
+    style = resources.files("prefopt.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    colours = style[: style.index("* {")] + "svg { background: var(--paper); font-family: system-ui, sans-serif; }"
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{colours}</style>{rest}'
