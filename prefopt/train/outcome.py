@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from prefopt.train.loop import Evaluation, TrainingState
 from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.summary import length_correlation, render, summarize, with_interval
 from prefopt.types import Encoded
+
+log = logging.getLogger(__name__)
 
 
 def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, float]:
@@ -66,14 +69,12 @@ def sample(job: Job, lm: LanguageModel, when: Literal["before", "after"]) -> Non
 
 def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[str, evidence.Scored]) -> None:
     """All that a run leaves behind; then the closing words on the screen. RunFailed when the disk is full."""
-    from prefopt import report  # matplotlib takes a second to import
-
     sample(job, lm, "after")
     evidence.write_pairs(job.out / "pairs.jsonl", job.tokenizer, scored)
     try:
         save_model(job, lm, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
-        report.write([job.out], job.out / "report.html")
+        _report(job)
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
@@ -82,6 +83,18 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     summary = summarize(read_metrics(job.metrics_file), figures)
     render(summary, figures)
     print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}\nreport   {job.out / 'report.html'}")
+
+
+def _report(job: Job) -> None:
+    """A page that cannot be drawn costs the page, not the run."""
+    from prefopt import report  # matplotlib takes a second to import
+
+    try:
+        report.write([job.out], job.out / "report.html")
+    except OSError:
+        raise
+    except Exception as error:
+        log.warning("no report.html: %s: %s; the run is complete without it", type(error).__name__, error)
 
 
 def save_model(job: Job, lm: LanguageModel, card: str) -> None:
