@@ -6,6 +6,7 @@ Drawn with matplotlib in colours that stand for roles, which then become the sty
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from xxhash import xxh3_64_hexdigest
 
 SERIES = 8
 ROLES = ("ink", "muted", "grid", "chosen", "rejected", "reference", "held-out", *(f"run-{i}" for i in range(SERIES)))
@@ -200,7 +200,7 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
     """At most ``POINTS`` points, each the average of neighbours; the last one is never mixed with others.
 
     >>> x, y = thinned(range(1000), range(1000))
-    >>> len(x) <= POINTS, y[-1]
+    >>> len(x) <= POINTS, float(y[-1])
     (True, 999.0)
     """
     xs, ys = np.asarray(x, float), np.asarray(y, float)
@@ -239,7 +239,7 @@ def _svg(draw: Callable[[Axes], None], label: str, size: tuple[float, float] = (
 def inline(svg: str, label: str) -> Markup:
     """matplotlib's file as an element of a page: no prologue, no outside names, roles for colours, no ids in vain.
 
-    Ids that are referred to get the figure's own digest, so that those of several figures do not meet.
+    Ids that are referred to are kept and still have to be made unique on their page, see `numbered`.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
@@ -253,7 +253,20 @@ def inline(svg: str, label: str) -> Markup:
     svg = re.sub(r"font-family:[^;]*; |transform=\"rotate\(-0 [^\"]*\"", "", svg)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{xxh3_64_hexdigest(svg.encode())}-", svg)
     svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Markup(re.sub(r"<g>\n?</g>\n?", "", svg))
+
+
+def numbered(html: str) -> str:
+    """A page whose figures have ids of their own each.
+
+    >>> numbered('<svg ><path id="a"/><use href="#a"/></svg> <svg ><g clip-path="url(#a)"/></svg>')
+    '<svg ><path id="f1-a"/><use href="#f1-a"/></svg> <svg ><g clip-path="url(#f2-a)"/></svg>'
+    """
+    number = itertools.count(1)
+
+    def own(figure: re.Match[str]) -> str:
+        return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>f{next(number)}-", figure[0])
+
+    return re.sub(r"<svg .*?</svg>", own, html, flags=re.S)  # in a text it would read &lt;svg

@@ -1,0 +1,18 @@
+"""Figures take most of a page's time: most tests of pages are not about them."""
+
+from collections.abc import Callable
+
+import pytest
+
+from prefopt.report import figures
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is drawn as the same small one. Nothing of what pages are made of reaches a figure but numbers."""
+    drawn = figures.over_steps([figures.Curve([0, 1], [0, 1], "ink")], "figure")
+
+    def same(draw: Callable, label: str, size: object = None) -> object:
+        return drawn
+
+    monkeypatch.setattr(figures, "_svg", same)

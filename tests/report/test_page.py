@@ -1,0 +1,163 @@
+"""The page: what stands on it, for every kind of run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.errors import UserError
+from prefopt.report import write
+from prefopt.train.summary import table_rows
+from tests.report import made
+from tests.report.made import Page
+
+
+def page(tmp_path: Path, *runs: Path) -> Page:
+    write(runs, tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_run_is_told_from_the_verdict_to_the_versions(tmp_path):
+    found = page(tmp_path, made.run(tmp_path / "polite"))
+    assert "polite" in found.text
+    assert "On 20 held-out pairs the tuned model gives the better answer the higher reward in 90.0 %" in found.text
+    for heading in (
+        "Before and after", "Over the steps", "Loss", "Accuracy", "Margin", "Log-probability", "Rewards",
+        "Weight in the gradient", "Where the model disagrees", "What it answers", "How it was made",
+    ):  # fmt: skip
+        assert heading in found.text, heading
+    assert found.names.count("svg") == 6
+    assert "chosen 0 plain" in found.text and "prefopt" in found.text
+
+
+def test_the_table_holds_the_figures_of_the_terminal(quick, tmp_path):
+    run = made.run(tmp_path / "run")
+    _, rows = table_rows(json.loads((run / "results.json").read_text()))
+    text = page(tmp_path, run).text
+    for _, *cells in rows:
+        for cell in cells:
+            assert cell.replace("-", "−") in text
+
+
+def test_the_worst_pairs_come_first_with_what_the_model_thinks_of_them(quick, tmp_path):
+    text = page(tmp_path, made.run(tmp_path / "run")).text
+    order = [int(n) for n in re.findall(r"chosen (\d) plain", text)]
+    assert order == [0, 1, 2]  # margins −0.75, −0.5, −0.25; the pair with 0 is not the wrong way round
+    assert "margin −0.75: it gives this label a chance of 32.1 %" in text  # σ(−0.75) = 0.3208
+
+
+def test_the_weights_are_summed_up(quick, tmp_path):
+    """Ten pairs with margins −0.75, −0.5, ..., 1.5: four are at most 0, and weigh 2.303 of 4.186."""
+    weights = [1 / (1 + math.exp(0.25 * (i - 3))) for i in range(10)]
+    share = sum(weights[:4]) / sum(weights)
+    text = page(tmp_path, made.run(tmp_path / "run")).text
+    assert f"the 40 % of the training pairs that the model gets wrong make {100 * share:.0f} % of the pull" in text
+
+
+def test_an_unfinished_run_says_so_and_shows_what_there_is(quick, tmp_path):
+    found = page(tmp_path, made.run(tmp_path / "run", finished=False))
+    assert "This run has not finished: it has no results.json, and what follows is as of step 30." in found.text
+    assert "Loss" in found.text and "Before and after" in found.text
+
+
+def test_a_run_without_any_line_yet(quick, tmp_path):
+    run = made.run(tmp_path / "run", finished=False)
+    (run / "metrics.jsonl").write_text("")
+    assert "as of step 0" in page(tmp_path, run).text
+
+
+def test_demonstrations_have_a_loss_and_no_pairs(tmp_path):
+    run = tmp_path / "sft"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: base\n")
+    made.lines(run / "metrics.jsonl", [{"step": i, "split": "train", "loss": 2.0 / (i + 1)} for i in range(3)])
+    figures = {"before": {"loss": 2.0}, "after": {"loss": 0.5}}
+    (run / "results.json").write_text(json.dumps({"steps": 3, "training": figures, "held_out": None}))
+    found = page(tmp_path, run)
+    assert "The loss on training data went from 2.000 to 0.500 in 3 steps." in found.text
+    assert "Where the model disagrees" not in found.text and found.names.count("svg") == 1
+
+
+def test_several_runs_share_their_axes_and_one_table(tmp_path):
+    found = page(tmp_path, made.run(tmp_path / "a"), made.run(tmp_path / "b", text="other"))
+    assert "The runs side by side" in found.text and "Settings that differ" in found.text
+    assert "a has the highest held-out accuracy of these 2 runs" in found.text
+    assert "the interval of b overlaps with it" in found.text
+    assert "did not have the same data" in found.text
+    assert found.names.count("table") == 2
+
+
+def test_runs_of_one_name_are_told_apart(quick, tmp_path):
+    text = page(tmp_path, made.run(tmp_path / "x" / "run"), made.run(tmp_path / "y" / "run")).text
+    assert str(tmp_path / "x" / "run") in text and str(tmp_path / "y" / "run") in text
+
+
+def test_the_frontier_is_drawn_with_its_table(tmp_path):
+    points = [{"name": "dpo", "kl": k, "reward": k / 2, "step": k} for k in (1, 2)]
+    points.append({"name": "ipo", "kl": 1, "reward": 0.4, "reward_interval": [0.3, 0.5], "efficiency": 0.975})
+    found = page(
+        tmp_path, made.run(tmp_path / "run", frontier={"curve": [[0, 0], [1, 0.6], [4, 2.2]], "points": points})
+    )
+    assert "Reward against KL" in found.text
+    assert "0.400 (0.300–0.500)" in found.text and "97.5 %" in found.text
+
+
+def test_values_that_are_no_numbers_are_left_out_of_the_figures(tmp_path):
+    run = made.run(tmp_path / "run", training={"before": {"loss": 0.7}, "after": {"loss": "nan"}}, held_out=None)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 31, "split": "train", "loss": null, "nonfinite": {"loss": "inf"}}\n')
+    made.lines(run / "pairs.jsonl", [{"split": "eval", "rewards/margins": None}, {"split": "eval"}, {}])
+    found = page(tmp_path, run)
+    assert not re.search(r"\bnan\b|\binf\b", " ".join(str(a.get("d")) for t, a in found.tags if t == "path"))
+    assert "Not finite at the end: loss" in found.text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("results.json", "{", "not readable as JSON"),
+        ("results.json", "[]", "not a JSON object"),
+        ("results.json", '{"training": {"after": 3}}', '"training" must hold figures'),
+        ("results.json", '{"steps": "many"}', '"steps" is not what a run writes'),
+        ("results.json", '{"frontier": {"points": [1]}}', '"frontier" must hold'),
+        ("metrics.jsonl", "nonsense\n", "metrics.jsonl:1"),
+        ("pairs.jsonl", '{}\n"text"\n', "pairs.jsonl:2"),
+        ("samples.jsonl", "{\n", "samples.jsonl:1"),
+        ("config.yaml", "a: [", "config.yaml:1"),
+    ],
+)
+def test_a_broken_file_is_one_sentence_that_names_it(quick, tmp_path, capsys, file, content, says):
+    run = made.run(tmp_path / "run")
+    (run / file).write_text(content)
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and file in error and error.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_is_no_run_is_said(quick, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        write([tmp_path], tmp_path / "report.html")
+    with pytest.raises(UserError, match="is no folder"):
+        write([tmp_path / "nowhere"], tmp_path / "report.html")
+
+
+def test_the_command_writes_where_it_is_told(quick, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    assert main(["report", str(made.run(tmp_path / "run")), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out and out.read_text().startswith("<!doctype html>")
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
+    assert main(["report"]) == 2
+    assert main(["report", "a", "a"]) == 2
+
+
+def test_equal_runs_give_equal_pages(quick, tmp_path):
+    run = made.run(tmp_path / "run")
+    write([run], tmp_path / "a.html")
+    write([run], tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
