@@ -72,6 +72,8 @@ def find_files(spec: str) -> list[Path] | None:
         if not found:
             raise UserError(f"no file matches {spec}")
         return found
+    if path.exists() or spec == "-":
+        raise UserError(f"{spec} is no file but a stream, and data are read more than once: save them as a file")
     if _kind(path) or not HUB_NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
         raise UserError(f"there is no file {spec}{_nearest(path)}")
     return None

@@ -200,6 +200,11 @@ def test_a_missing_file_suggests_the_nearest_name(tmp_path, monkeypatch):
     assert message("pref.jsonl") == "there is no file pref.jsonl; did you mean prefs.jsonl?"
     assert message(tmp_path / "prefs") == f"there is no file {tmp_path}/prefs; did you mean {tmp_path}/prefs.jsonl?"
     assert message("elsewhere/other.jsonl") == "there is no file elsewhere/other.jsonl"
+    assert (
+        message("/dev/null")
+        == "/dev/null is no file but a stream, and data are read more than once: save them as a file"
+    )
+    assert message("-").startswith("- is no file but a stream")
 
 
 def test_hub_names(monkeypatch):
