@@ -187,11 +187,16 @@ def microbatches(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
 
 def _within(group: list[Encoded], budget: int) -> list[list[Encoded]]:
     """The examples of one prompt, cut where they outgrow the budget."""
+    prompt = len(group[0].prompt)
     parts: list[list[Encoded]] = [[]]
+    tokens = prompt
     for example in group:
-        if parts[-1] and _tokens([*parts[-1], example]) > budget:
+        own = example.tokens - len(example.prompt)
+        if parts[-1] and tokens + own > budget:
             parts.append([])
+            tokens = prompt
         parts[-1].append(example)
+        tokens += own
     return parts
 
 

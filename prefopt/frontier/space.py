@@ -108,29 +108,40 @@ def _subtree_ends(differs: np.ndarray, new: np.ndarray) -> np.ndarray:
     return first_node[np.vstack([later[1:], np.full((1, differs.shape[1]), rows)])]
 
 
+NODES_AT_ONCE, STRETCHES_AT_ONCE = 128, 32
+"""a stretch of so many nodes is one sequence, and so many stretches one batch: for speed and memory only"""
+
+
 @torch.no_grad()
 def next_token_logps(model: nn.Module, tree: ResponseTree) -> np.ndarray:
     """[M, V] float64 log π(· | the path to each node), in nats, for a small vocabulary.
 
-    Level by level: all nodes of one depth are one batch, whose keys and values so far are their parents'.
-    ``model`` is any causal language model of transformers with a reorderable cache.
+    The depth-first order is cut into stretches; each is read behind the path that leads to it, under the mask of the
+    rule above. ``model`` is any causal language model of transformers that takes positions and a mask of its own.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    levels = []
-    row_in_level = np.zeros(len(tree.ids), np.int64)
-    cache = None
-    for depth in range(tree.depth.max() + 1):
-        nodes = np.flatnonzero(tree.depth == depth)
-        row_in_level[nodes] = np.arange(len(nodes))
-        if cache is not None:
-            cache.reorder_cache(torch.as_tensor(row_in_level[tree.parent[nodes]], device=device))
-        out = model(torch.as_tensor(tree.ids[nodes, None], device=device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        levels.append((nodes, out.logits[:, -1].double().log_softmax(-1).cpu().numpy()))
+    parts = []
+    stretches = _stretches(tree)
+    for nodes in np.split(stretches, range(STRETCHES_AT_ONCE, len(stretches), STRETCHES_AT_ONCE)):
+        i, j = nodes[:, :, None], nodes[:, None, :]
+        sees = (j >= 0) & (j <= i) & (i < tree.subtree_end[j])
+        sees |= np.eye(nodes.shape[1], dtype=bool)  # a row that saw nothing would be nan
+        mask = torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), float("-inf"))
+        ids, positions = (torch.as_tensor(per_node[nodes], device=device) for per_node in (tree.ids, tree.depth))
+        out = model(ids, attention_mask=mask[:, None].to(device), position_ids=positions, use_cache=False)
+        wanted = torch.as_tensor(nodes[:, -NODES_AT_ONCE:] >= 0, device=device)
+        parts.append(out.logits[:, -NODES_AT_ONCE:][wanted].double().log_softmax(-1).cpu().numpy())
     model.train(was_training)
-    result = np.empty((len(tree.ids), levels[0][1].shape[-1]))
-    for nodes, logps in levels:
-        result[nodes] = logps
-    return result
+    return np.concatenate(parts)
+
+
+def _stretches(tree: ResponseTree) -> np.ndarray:
+    """[S, path + NODES_AT_ONCE] nodes: the ancestors of a stretch's first node, then the stretch; -1 where none is."""
+    starts = np.arange(0, len(tree.ids), NODES_AT_ONCE)
+    own = starts[:, None] + np.arange(NODES_AT_ONCE)
+    above = [tree.parent[starts]]
+    while (above[-1] >= 0).any():
+        above.append(np.where(above[-1] >= 0, tree.parent[above[-1]], -1))
+    return np.column_stack([*above[::-1], np.where(own < len(tree.ids), own, -1)])
