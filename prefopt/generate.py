@@ -67,6 +67,8 @@ class TransformersGenerator:
 
     def ids(self, prompts: Sequence[np.ndarray], n: int = 1) -> list[list[np.ndarray]]:
         """Ids of prompts (``Encoder.prompts``) -> ``n`` int32 arrays each, the end token included where it came."""
+        if not prompts:
+            return []
         self._check(prompts, n)
         found: list[list[np.ndarray]] = [[] for _ in prompts]
         asked = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike in length, so little padding
@@ -127,7 +129,7 @@ class TransformersGenerator:
         if n > 1 and self.temperature == 0:
             raise UserError(f"{n} greedy responses would all be the same: set a temperature above 0")
         limit = getattr(self.lm.bare.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, prompts), default=0)
+        longest = max(map(len, prompts))
         if limit and longest + self.max_new_tokens > limit:
             raise UserError(
                 f"a prompt of {longest} tokens leaves no room for {self.max_new_tokens} more: the model takes {limit}; "
