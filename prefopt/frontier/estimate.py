@@ -1,9 +1,9 @@
 """Where a policy stands between reward and KL, estimated from responses that it draws itself.
 
 On a space that cannot be enumerated, KL(π ‖ π_ref) = E_{y~π}[log π(y|x) − log π_ref(y|x)] is a mean over samples at
-temperature 1. Both log-probabilities are computed, not estimated, so the only error is that of the mean; its
-interval resamples prompts. A response that reaches the limit of tokens is a draw from the policy that stops there, and
-KL and reward are those of that policy.
+temperature 1. Both log-probabilities are computed, so the only error is that of the mean; its interval resamples
+prompts (of a single prompt, the responses). A response that reaches the limit of tokens is a draw from the policy
+that stops there, and KL and reward are those of that policy.
 """
 
 from __future__ import annotations
@@ -140,13 +140,15 @@ def estimate(
 ) -> Estimate:
     """From P examples with n responses each: their log-probs [P][n] under both models, and rewards [P n]."""
     of = np.repeat(np.arange(len(drawn)), [len(example.responses) for example in drawn])
+    if len(drawn) == 1:
+        of = np.arange(len(of))  # of one prompt there is only the spread of its responses to know
     ratios = np.concatenate([np.subtract(ours, theirs) for ours, theirs in zip(policy, reference, strict=True)])
     lengths = np.array([len(response) for example in drawn for response in example.responses])
     return Estimate(
         kl=clustered_bootstrap(ratios, of),
         reward=None if rewards is None else clustered_bootstrap(rewards, of),
         prompts=len(drawn),
-        responses=len(of),
+        responses=len(lengths),
         tokens=float(lengths.mean()),
         at_limit=float((lengths >= limit).mean()),
     )

@@ -96,7 +96,7 @@ def sweep(
 
     A run that fails is recorded, with ``status`` "failed". UserError and Stopped as from `prefopt.train.train`.
     """
-    if (grid is None) == (runs is None):
+    if bool(grid) == bool(runs):
         raise UserError("sweep() takes either grid, values by key, or runs, a list of settings")
     shared = _given({"model": model, "data": data, "out": out, **common}, "sweep()")
     if runs is None:
@@ -174,24 +174,19 @@ def _slug(value: Any) -> str:
 
 def _fitted(given: Sequence[tuple[Settings, Any]]) -> list[Settings]:
     """Settings, each for a loss, without the options of other losses; UserError for what is none of any."""
-    fitted = []
-    for of_run, loss in given:
-        options = losses.options_of(loss)
-        fitted.append(
-            {
-                key: setting
-                for key, setting in of_run.items()
-                if (key in FIELDS and not (key == "reference" and _without_reference(loss))) or key in options
-            }
-        )
+    options = {loss: set(losses.options_of(loss)) for loss in dict.fromkeys(loss for _, loss in given)}
+
+    def fits(key: str, loss: Any) -> bool:
+        return key in options[loss] or (key in FIELDS and not (key == "reference" and _without_reference(loss)))
+
+    fitted = [{key: one for key, one in of_run.items() if fits(key, loss)} for of_run, loss in given]
     used = {key for of_run in fitted for key in of_run}
-    names = [loss for loss in dict.fromkeys(loss for _, loss in given) if isinstance(loss, str)]
+    names = [loss for loss in options if isinstance(loss, str)]
     for key, setting in ((key, setting) for of_run, _ in given for key, setting in of_run.items()):
         if key == "reference" and key not in used:
             raise UserError(setting.says(key, f"has no effect: {', '.join(names)} compare with no reference"))
         if key not in used:
-            known = [*FIELDS, *(option for loss in names for option in losses.options_of(loss))]
-            raise UserError(settings.unknown(key, setting, known, names))
+            raise UserError(settings.unknown(key, setting, [*FIELDS, *set().union(*options.values())], names))
     return fitted
 
 

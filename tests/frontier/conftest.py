@@ -1,0 +1,3 @@
+from tests.train.conftest import given
+
+__all__ = ["given"]
