@@ -68,13 +68,13 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A policy's place: ``low`` and ``high`` are the ends of its reward's interval, where it was estimated."""
+    """A policy's place, with the intervals of both figures where they are estimates."""
 
     kl: float
     reward: float
     role: str
-    low: float | None = None
-    high: float | None = None
+    kl_interval: tuple[float, float] | None = None
+    reward_interval: tuple[float, float] | None = None
 
 
 def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, percent: bool = False) -> Markup:
@@ -185,8 +185,10 @@ def frontier(
                 axes.plot(kl, reward, color=colour, linewidth=1, alpha=0.7)
                 axes.plot(kl[:-1], reward[:-1], color=colour, linestyle="", marker="o", markersize=2.2, alpha=0.7)
             for p in points:
-                if p.low is not None and p.high is not None:
-                    axes.plot([p.kl, p.kl], [p.low, p.high], color=colour, linewidth=1)
+                if p.reward_interval:
+                    axes.plot([p.kl, p.kl], p.reward_interval, color=colour, linewidth=1)
+                if p.kl_interval:
+                    axes.plot(p.kl_interval, [p.reward, p.reward], color=colour, linewidth=1)
             axes.plot(kl[-1:], reward[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("expected reward")

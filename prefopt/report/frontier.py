@@ -4,15 +4,16 @@ Drawn where ``results.json`` holds
 
     "frontier": {"curve": [[kl, reward], ...],
                  "points": [{"name": "dpo, β 0.1", "kl": 2.1, "reward": 1.3, "step": 100, "efficiency": 0.98,
-                             "reward_interval": [1.2, 1.4]}, ...]}
+                             "kl_interval": [1.9, 2.3], "reward_interval": [1.2, 1.4]}, ...]}
 
 ``curve`` may be empty where it is not known; ``step``, ``efficiency`` (reward gained, as a share of the most that the
-KL allows) and ``reward_interval`` are left out where they do not apply. Points of one name are the places that one
+KL allows) and the intervals are left out where they do not apply. Points of one name are the places that one
 run came by, in their order; the last is where it ended, and what the table tells of.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,10 +58,10 @@ def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:
         points = [
             {**p, "name": str(p["name"]), "kl": float(p["kl"]), "reward": float(p["reward"])} for p in found["points"]
         ]
-        for point in points:
-            if "reward_interval" in point:
-                low, high = point["reward_interval"]
-                point["reward_interval"] = float(low), float(high)
+        for point, name in itertools.product(points, ("kl_interval", "reward_interval")):
+            if point.setdefault(name, None) is not None:
+                low, high = point[name]
+                point[name] = float(low), float(high)
         return curve, points
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
@@ -70,8 +71,7 @@ def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:
 
 
 def _point(point: dict[str, Any], role: str) -> figures.Point:
-    low, high = point.get("reward_interval", (None, None))
-    return figures.Point(point["kl"], point["reward"], role, low, high)
+    return figures.Point(point["kl"], point["reward"], role, point["kl_interval"], point["reward_interval"])
 
 
 def _rows(named: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -79,8 +79,16 @@ def _rows(named: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     for name, points in named.items():
         last = points[-1]
         efficiency = last.get("efficiency")
-        reward = f"{last['reward']:.3f}"
-        if "reward_interval" in last:
-            reward += " ({:.3f}–{:.3f})".format(*last["reward_interval"])
-        rows.append([name, f"{last['kl']:.3f}", reward, "–" if efficiency is None else f"{100 * efficiency:.1f} %"])
+        share = "–" if efficiency is None else f"{100 * float(efficiency):.1f} %"
+        rows.append(
+            [name, _figure(last["kl"], last["kl_interval"]), _figure(last["reward"], last["reward_interval"]), share]
+        )
     return rows
+
+
+def _figure(value: float, interval: tuple[float, float] | None) -> str:
+    """
+    >>> _figure(0.4, (0.3, 0.5))
+    '0.400 (0.300–0.500)'
+    """
+    return f"{value:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")

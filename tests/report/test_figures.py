@@ -27,7 +27,9 @@ LONG = range(100_000)
         lambda: figures.histogram([([1.0, 1.0], "chosen")], "all the same"),
         lambda: figures.ranked(RNG.random(100_000), [(0, 0.2, "rejected"), (0.2, 1, "chosen")], "many"),
         lambda: figures.ranked([0.5], [(0, 1, "chosen")], "one"),
-        lambda: figures.frontier([(0, 0), (1, 1)], [[Point(0.5, 0.4, "run-0", 0.3, 0.5)]], "a point", (5, 3)),
+        lambda: figures.frontier(
+            [(0, 0), (1, 1)], [[Point(0.5, 0.4, "run-0", (0.4, 0.6), (0.3, 0.5))]], "a point", (5, 3)
+        ),
         lambda: figures.frontier([], [[Point(k / 99, 0.4, "run-0") for k in range(100)]], "a path", (5, 3)),
     ],
 )

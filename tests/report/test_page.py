@@ -99,7 +99,16 @@ def test_runs_of_one_name_are_told_apart(quick, tmp_path):
 
 def test_the_frontier_is_drawn_with_its_table(tmp_path):
     points = [{"name": "dpo", "kl": k, "reward": k / 2, "step": k} for k in (1, 2)]
-    points.append({"name": "ipo", "kl": 1, "reward": 0.4, "reward_interval": [0.3, 0.5], "efficiency": 0.975})
+    points.append(
+        {
+            "name": "ipo",
+            "kl": 1,
+            "reward": 0.4,
+            "reward_interval": [0.3, 0.5],
+            "kl_interval": [0.9, 1.1],
+            "efficiency": 0.975,
+        }
+    )
     found = page(
         tmp_path, made.run(tmp_path / "run", frontier={"curve": [[0, 0], [1, 0.6], [4, 2.2]], "points": points})
     )
