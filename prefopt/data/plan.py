@@ -107,10 +107,17 @@ def preferences(batch: Sequence[Encoded], unit: Unit, device: torch.device | str
     return Preferences(ranking.to(device), desirable)
 
 
-def mismatched(batch: Sequence[Encoded]) -> list[Encoded]:
-    """KTO's (x_i, y_{i+1}): each prompt with the next example's response, over one whole optimizer step."""
+def mismatched(batch: Sequence[Encoded], longest: int | None = None) -> list[Encoded]:
+    """KTO's (x_i, y_{i+1}): each prompt with the next example's response, over one whole optimizer step.
+
+    A long prompt may meet a long response, which is cut so that they have ``longest`` tokens at most.
+    """
+    room = [None if longest is None else longest - len(x.prompt) for x in batch]
     followers = [*batch[1:], batch[0]] if len(batch) > 1 else list(batch)
-    return [replace(x, responses=y.responses, scored=y.scored) for x, y in zip(batch, followers, strict=True)]
+    return [
+        replace(x, responses=tuple(r[:n] for r in y.responses), scored=tuple(s[:n] for s in y.scored))
+        for x, y, n in zip(batch, followers, room, strict=True)
+    ]
 
 
 def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:

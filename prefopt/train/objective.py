@@ -28,6 +28,8 @@ class Objective:
     tokens_per_microbatch: int = 4096
     reference_is: str | None = None
     """the reference's fingerprint"""
+    longest: int | None = None
+    """where to cut the responses of KTO's baseline, with their prompts: what the model takes may have an end"""
 
     @property
     def unit(self) -> plan.Unit:
@@ -68,7 +70,7 @@ class Objective:
         if not self.loss.needs_baseline:
             return None
         policy, reference = [], []
-        for group in plan.microbatches(plan.mismatched(batch), self.tokens_per_microbatch):
+        for group in plan.microbatches(plan.mismatched(batch, self.longest), self.tokens_per_microbatch):
             policy.append(self.lm.score(self.lm.pack(group)))
             reference.append(self.reference_logprobs(group))
         return kto_baseline(_joined(policy), _joined(reference))

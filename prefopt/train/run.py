@@ -94,7 +94,7 @@ def _objective(job: Job, display: Display) -> Objective:
     if lm.why:
         display.note(lm.why)
     assert config.tokens_per_microbatch is not None
-    objective = Objective(job.loss, lm, None, config.tokens_per_microbatch)
+    objective = Objective(job.loss, lm, None, config.tokens_per_microbatch, longest=job.data.longest)
     if job.loss.needs_reference:
         objective = reference_sums(job, objective, display)
     if config.activation_checkpointing:

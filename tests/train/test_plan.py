@@ -109,6 +109,8 @@ def test_mismatched_is_a_rotation_of_the_responses():
     wrong = plan.mismatched(batch)
     assert [int(e.prompt[0]) for e in wrong] == [0, 1, 2]
     assert [len(e.responses[0]) for e in wrong] == [2, 3, 1]
+    room = len(batch[0].prompt) + 2
+    assert [len(e.responses[0]) for e in plan.mismatched(batch, room)] == [2, 2, 1]
 
 
 # --- the held-out split --------------------------------------------------------------------------
