@@ -22,7 +22,7 @@ from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.language_model import LanguageModel
-from prefopt.model.load import load_config, load_model, load_tokenizer
+from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.statistics import proportion
 from prefopt.train import defaults
 from prefopt.train.display import Display
@@ -34,9 +34,9 @@ from prefopt.types import Encoded
 def run(config: Score) -> int:
     """Writes JSON lines to ``config.out`` or stdout, and a few words to stderr."""
     tokenizer = load_tokenizer(config.policy)
-    if config.reference is not None and load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"--reference {config.reference} has another vocabulary than {config.policy}: not comparable")
-    length = length_limit(config, config.policy, load_config(config.policy))
+    if config.reference is not None:
+        check_reference(config.reference, config.policy, tokenizer)
+    length = length_limit(config.max_length, config.policy, config.reference)
     with Display(0, "score") as display:
         data = encoded(config.data, config.format, Encoder(tokenizer, length, config.overlong, config.train_on))
         for text in [*dict.fromkeys(data.notes), *account(data.findings)]:

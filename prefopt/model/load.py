@@ -20,6 +20,12 @@ def load_tokenizer(name: str) -> Any:
     return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
 
 
+def check_reference(reference: str, model: str, tokenizer: Any) -> None:
+    """UserError unless ``reference`` has the vocabulary of ``model``, whose ``tokenizer`` this is."""
+    if load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"--reference {reference} has another vocabulary than {model}, so they cannot be compared")
+
+
 def load_config(name: str) -> Any:
     """The model's configuration, without its weights."""
     return _load(AutoConfig.from_pretrained, name, "model configuration")

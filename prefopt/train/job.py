@@ -15,7 +15,7 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.data import plan
 from prefopt.errors import UserError
-from prefopt.model.load import load_config, load_tokenizer, pick_device, pick_dtype
+from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
@@ -46,11 +46,19 @@ class Job:
         """UserError for anything that the run would stumble over later: folder, length, data, settings."""
         _check_folder(config)
         device = pick_device(config.device)
-        tokenizer, model = load_tokenizer(config.model), load_config(config.model)
-        length = length_limit(config, config.model, model)
+        tokenizer = load_tokenizer(config.model)
+        reference = config.reference if isinstance(config, settings.Train) else None
+        if reference is not None:
+            check_reference(reference, config.model, tokenizer)
+        length = length_limit(config.max_length, config.model, reference)
         data = prepare(config, tokenizer, loss.unit, length, display.note)
-        parameters = count_parameters(model)
+        parameters = count_parameters(load_config(config.model))
         schedule = defaults.schedule(config, len(data.train), parameters, imitates=loss.unit == "demonstration")
+        if config.warmup_steps and config.warmup_steps >= schedule.steps:
+            raise settings.SettingError(
+                "warmup_steps",
+                f"must be below the steps of the run, which are {schedule.steps}: lower it, or train longer",
+            )
         resolved = dataclasses.replace(
             config,
             max_length=length,
@@ -162,12 +170,17 @@ def _check_folder(config: settings.Training) -> None:
         raise UserError(f"--out {config.out} exists and is no run: choose another folder")
 
 
-def length_limit(config: Any, name: str, model: Any) -> int | None:
-    """``--max-length``, or what the model's positions allow; UserError when it is beyond those."""
-    limit = getattr(model.get_text_config(), "max_position_embeddings", None)
-    if config.max_length and limit and config.max_length > limit:
-        raise UserError(f"--max-length {config.max_length}: {name} takes {limit} tokens at most")
-    return config.max_length or limit
+def length_limit(max_length: int | None, *models: str | None) -> int | None:
+    """``--max-length``, or what the positions of all these models allow; UserError when it is beyond those."""
+    limits = [(limit, name) for name in models if name is not None and (limit := _positions(name))]
+    shortest, name = min(limits, default=(None, ""))
+    if max_length and shortest and max_length > shortest:
+        raise UserError(f"--max-length {max_length}: {name} takes {shortest} tokens at most")
+    return max_length or shortest
+
+
+def _positions(model: str) -> int | None:
+    return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
 def _same_settings(file: Path, before: dict[str, settings.Setting], now: dict[str, Any], keys: set[str]) -> None:
