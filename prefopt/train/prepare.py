@@ -59,8 +59,10 @@ def prepare(
         counts.update(data.counts)
         findings.extend(data.findings)
         notes.extend(data.notes)
-        times = plan.repeated(data.weights, config.seed)
-        return plan.units([data.examples[i] for i in times], unit)
+        examples = [data.examples[i] for i in plan.repeated(data.weights, config.seed)]
+        made = plan.units(examples, unit)
+        findings.extend(_unfit(examples, made, unit))
+        return made
 
     train, held_out = units(config.data), []
     if config.eval_data:
@@ -78,11 +80,28 @@ def prepare(
     if not train:
         reasons = ", ".join(f"{n} {kind}" for kind, n in Counter(f.kind for f in findings).most_common(3))
         raise UserError(f"{', '.join(config.data)}: nothing is left to train on ({reasons or 'no rows'})")
+    if lost := counts["end tokens lost"]:
+        notes.append(f"{lost:,} responses are cut and so have no end token")
     for text in dict.fromkeys(notes):
         note(text)
     for line in account(findings):
         note(line)
     return Prepared(train, held_out, counts, findings, list(dict.fromkeys(notes)))
+
+
+UNFIT: dict[plan.Unit, tuple[str, str]] = {
+    "pair": ("unpaired", "it compares no two responses"),
+    "ranking": ("unranked", "it ranks no responses"),
+    "response": ("unlabelled", "nothing says whether the response is desirable"),
+    "demonstration": ("undesirable", "its response is labelled undesirable, and so not imitated"),
+}
+
+
+def _unfit(examples: Sequence[Encoded], made: Sequence[Encoded], unit: plan.Unit) -> list[Finding]:
+    """Examples that hold nothing for a loss with this unit, where others do."""
+    fit = {example.source for example in made}
+    unfit = dict.fromkeys(example.source for example in examples if example.source not in fit)
+    return [Finding(source, *UNFIT[unit]) for source in unfit]
 
 
 def account(findings: Sequence[Finding]) -> list[str]:

@@ -232,6 +232,57 @@ def test_a_reference_of_its_own(given, tmp_path):
     )
 
 
+def test_a_reference_with_another_vocabulary_is_refused(given, tmp_path, capsys):
+    other = tiny.model(tmp_path / "other")
+    tiny.train_tokenizer(["other words and yet others"] * 3, 290).save_pretrained(other)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", reference=other) == 2
+    assert f"--reference {other} has another vocabulary than {given.model}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_kto_cuts_what_only_its_baseline_puts_together(given, tmp_path):
+    """GPT-2 takes 128 tokens: a long prompt with its short answer, but not with another's long one."""
+    long, short = "the cat sat on the mat and then the dog ran " * 2, "the cat"
+    rows = [
+        {"prompt": f"{long if i % 2 else short} {i}", "completion": f" {short if i % 2 else long}", "label": i % 3 > 0}
+        for i in range(8)
+    ]
+    data, model = tiny.write(tmp_path / "kto.jsonl", rows), tiny.model(tmp_path / "gpt2", "gpt2")
+    assert tiny.cli("train", model, data, tmp_path / "run", loss="kto", max_steps=2) == 0
+
+
+# --- what the data and the settings leave over ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "loss", "other", "said"),
+    [
+        ("train", "dpo", "unpaired", "24 unpaired (dropped)"),
+        ("train", "kto", "demonstrations", "6 unlabelled (dropped)"),
+        ("sft", None, "unpaired", "8 undesirable (dropped)"),
+    ],
+)
+def test_what_a_loss_cannot_use_is_counted(given, tmp_path, capsys, command, loss, other, said):
+    rows = [{"prompt": f"the cat {i}?", "completion": " thanks"} for i in range(6)]
+    data = {"unpaired": given.unpaired, "demonstrations": tiny.write(tmp_path / "sft.jsonl", rows)}[other]
+    line = tiny.words(command, given.model, given.pairs, tmp_path / "run", loss=loss, dry_run=True)
+    assert tiny.main([*line, "--data", data]) == 0
+    assert said in capsys.readouterr().err
+    assert tiny.main([*line, "--data", data, "--strict"]) == 2
+
+
+def test_lost_end_tokens_are_counted(given, tmp_path, capsys):
+    settings = dict(max_length=12, overlong="cut-response", dry_run=True)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    assert "responses are cut and so have no end token" in capsys.readouterr().err
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused(given, tmp_path, capsys):
+    settings = dict(max_steps=None, epochs=1, warmup_steps=6)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 2
+    assert "--warmup-steps must be below the steps of the run, which are 6" in capsys.readouterr().err
+
+
 # --- losses of one's own -------------------------------------------------------------------------
 
 MINE = '''
