@@ -80,7 +80,11 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
 def curves(runs: Sequence[Run]) -> Markup | None:
     one = len(runs) == 1
     found = [
-        _metric(runs, "loss", "Loss", "Lower is better; held-out rising while training falls is learning by heart."),
+        _metric(
+            runs, "loss", "Loss",
+            "Lower is better; held-out rising while training falls is learning by heart."
+            if one else "Lower is better, but only between runs with the same loss and its options.",
+        ),
         _metric(
             runs, "rewards/accuracies", "Accuracy",
             "How often the chosen response has the higher reward. The dashed line is a coin"
