@@ -445,6 +445,21 @@ def test_a_users_loss_that_returns_the_wrong_thing_is_told(my_file):
             value(make_loss(f"{my_file}:{name}"))
 
 
+def test_a_users_loss_that_fails_is_told_with_its_line(tmp_path):
+    policy = LogProbs(torch.zeros(2, requires_grad=True), torch.ones(2))
+    for body, says in [
+        ("policy.nothing", r"mine.py:3: .*mine.py:mine fails: AttributeError"),
+        ("LossOutput(policy.detach().sum[:1])", "a loss without a gradient"),
+        ('LossOutput(policy.sum[:1], {"x": 3.0})', "a metric x that is a float: return a tensor"),
+    ]:
+        file = tmp_path / "mine.py"
+        file.write_text(
+            f"from prefopt import LossOutput\ndef mine(policy, reference, preferences):\n    return {body}\n"
+        )
+        with pytest.raises(UserError, match=says):
+            make_loss(f"{file}:mine")(policy, None, Preferences(torch.tensor([[0, 1]])))
+
+
 def test_instances_and_classes_are_taken_from_python():
     assert make_loss(DPO(beta=0.2)) == DPO(beta=0.2)
     assert make_loss(DPO, {"beta": 0.2}) == DPO(beta=0.2)

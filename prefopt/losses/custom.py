@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.losses.base import Loss, Unit
 from prefopt.types import LogProbs, LossOutput, Preferences
 
@@ -44,12 +44,26 @@ class Custom(Loss):
         return getattr(self.loss, "needs_baseline", Loss.needs_baseline)
 
     def __call__(self, policy: LogProbs, reference: LogProbs | None, preferences: Preferences) -> LossOutput:
-        out = self.loss(policy, reference, preferences)
+        try:
+            out = self.loss(policy, reference, preferences)
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:  # whatever a person's own code raises; PREFOPT_DEBUG=1 shows its traceback
+            _, *theirs = traceback.extract_tb(error.__traceback__)
+            place = f"{theirs[0].filename}:{theirs[0].lineno}: " if theirs else ""
+            raise UserError(f"{place}{self.name} fails: {type(error).__name__}: {error}") from error
         if not isinstance(out, LossOutput):
             raise UserError(f"{self.name} returned a {type(out).__name__}: return a LossOutput")
         if out.loss.shape != preferences.ranking.shape[:1]:
             examples, shape = len(preferences.ranking), list(out.loss.shape)
             raise UserError(f"{self.name} returned a loss of shape {shape}: return one for each of {examples} examples")
+        if policy.sum.requires_grad and not out.loss.requires_grad:
+            raise UserError(f"{self.name} returned a loss without a gradient: compute it from policy, not detached")
+        for key, value in out.metrics.items():
+            if not hasattr(value, "detach"):
+                raise UserError(
+                    f"{self.name} returned a metric {key} that is a {type(value).__name__}: return a tensor"
+                )
         return LossOutput(out.loss, {name: value.detach() for name, value in out.metrics.items()})
 
 
