@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -20,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from prefopt.config import NewModel, SettingError
 from prefopt.data.read import read_rows
 from prefopt.data.render import PLAIN_TEMPLATE
-from prefopt.errors import UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.model.load import load_tokenizer
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -37,8 +38,12 @@ def run(config: NewModel) -> None:
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_config(model_config(config, tokenizer, shape), dtype=torch.float32)
     disable_progress_bar()
-    model.save_pretrained(config.out)
-    tokenizer.save_pretrained(config.out)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(config.out)
+        tokenizer.save_pretrained(config.out)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"--out {config.out}: cannot be written ({error})") from error
     _print(config, tokenizer, shape, model)
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.config import NewModel
 from prefopt.data.encode import Encoder
-from prefopt.errors import UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.model.new import ASPECT, choose_shape, default_vocab, model_config, run, train_tokenizer
 from prefopt.types import Example, Message, Response
 
@@ -96,6 +96,11 @@ def test_a_folder_that_holds_something_is_left_alone(data: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"--out is .* already"):
         make(data, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=f"--out {data}/base: cannot be written"):
+        make(data, data / "base")
 
 
 def test_a_size_without_room_for_the_vocabulary(data: Path, tmp_path: Path) -> None:
