@@ -76,12 +76,13 @@ def without_dropout(module: nn.Module) -> None:
 
 
 def _load(from_pretrained: Any, name: str, what: str, **options: Any) -> Any:
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path and not Path(name).expanduser().is_dir():
+    path = Path(name).expanduser()
+    local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir()  # else owner/name
+    if local and not path.is_dir():
         raise UserError(f"{name}: no such folder, so no {what} to load")
     try:
         with quiet():
-            return from_pretrained(str(Path(name).expanduser()) if looks_like_path else name, **options)
+            return from_pretrained(str(path) if local else name, **options)
     except (OSError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name}: no {what} can be loaded ({first})") from error
