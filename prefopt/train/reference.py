@@ -60,8 +60,8 @@ def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
     yield from job.data.held_out
     if objective.loss.needs_baseline:
         for step in range(config.steps):
-            batch = [units[i] for i in order.batch(step, config.batch_size)]
-            yield from plan.mismatched(batch, job.data.longest)
+            together = [units[i] for i in order.batch(step, config.batch_size)]
+            yield from plan.mismatched(together, job.data.longest)
         for batch in [*evaluation_batches(job.data.held_out), *evaluation_batches(job.sample)]:
             yield from plan.mismatched(batch, job.data.longest)
 
