@@ -289,7 +289,7 @@ def test_killed_and_stopped_it_ends_as_if_it_had_not_been(given, tmp_path):
     script = [["kill", 2, line("a")], ["term", 3, line("a", "--resume")], ["", 0, line("a", "--resume")]]
     script.append(["", 0, line("b", grid="beta=0.1")])
     words = [sys.executable, "-m", "tests.train.tiny", json.dumps(script)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=550)
     assert json.loads(done.stdout.splitlines()[-1]) == [-signal.SIGKILL, 75, 0, 0], done.stderr
     a, b = results(tmp_path / "a"), results(tmp_path / "b")
     one, other = a["runs"][0], b["runs"][0]
