@@ -6,9 +6,9 @@ A file that is damaged, or cannot be written, costs time and never changes a num
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,8 @@ from prefopt.types import Encoded, Example, Finding
 
 if TYPE_CHECKING:
     from prefopt.data.encode import EncodedData
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the layout below and of what encoding means; raise it when either changes
 
@@ -68,7 +70,7 @@ def save(key: str, data: EncodedData) -> None:
             save_file(arrays, written := Path(aside) / "data", meta)
             os.replace(written, _path(key))
     except OSError as error:
-        warnings.warn(f"encoded data is not cached in {folder()}: {error}", stacklevel=2)
+        log.warning("encoded data is not cached in %s: %s", folder(), error)
 
 
 def load(key: str) -> EncodedData | None:
@@ -83,7 +85,7 @@ def load(key: str) -> EncodedData | None:
             raise ValueError("the checksum is wrong")
         return _read(arrays, json.loads(meta["said"]))
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        warnings.warn(f"{path} is damaged ({error}): encoding again", stacklevel=2)
+        log.warning("%s is damaged (%s): encoding again", path, error)
         return None
 
 

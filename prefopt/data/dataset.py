@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import inspect_examples
-from prefopt.data.mix import load
+from prefopt.data.mix import brief, load
 from prefopt.types import Encoded, Finding
 
 
@@ -26,7 +26,10 @@ class Dataset:
 def encoded(specs: Sequence[str], format: str | None, encoder: Encoder) -> Dataset:
     """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``."""
     loaded = load(specs, format)
-    notes = [f"{source.name}: read as {source.layout.name}" for source in loaded.sources if source.guessed]
+    notes = []
+    for source in loaded.sources:
+        if source.guessed and source.sample is not None:
+            notes += [f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)]
     findings = [*loaded.findings, *inspect_examples(loaded.examples)]
     bad = {finding.source for finding in findings if finding.drops}
     data = encoder.encode([example for example in loaded.examples if example.source not in bad])

@@ -55,6 +55,10 @@ class Loaded:
 def load(specs: Sequence[str], format: str | None = None) -> Loaded:
     """Read every source whole. UserError when one of them yields no example at all."""
     sources = tuple(open_source(spec, format) for spec in specs)
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:  # its rows could not be told apart
+            raise UserError(f"--data {name} is given twice; write --data {name}=2 if it shall count twice")
     loaded = Loaded([], [], [], 0, sources)
     rows = 0
     for source in sources:
@@ -99,24 +103,20 @@ def split_weight(spec: str) -> tuple[str, float]:
     return name, weight
 
 
-def show(example: Example) -> str:
-    """An example as plain text for a person to look at.
+def brief(example: Example, width: int = 100) -> list[str]:
+    """An example in a few lines: the end of its prompt, the beginning of each response.
 
     >>> from prefopt.types import Response
-    >>> print(show(Example("2+2=", (Response("4", 1.0), Response("5", 0.0)), "prefs.jsonl:12")))
-    --- prefs.jsonl:12 · prompt
-    2+2=
-    --- response · score 1
-    4
-    --- response · score 0
-    5
+    >>> brief(Example("What is 2+2?", (Response("4", 1.0), Response("5", 0.0)), "prefs.jsonl:12"))
+    ['  prompt      What is 2+2?', '  response 1  4', '  response 2  5']
     """
 
     def text(content: str | tuple[Message, ...]) -> str:
-        return content if isinstance(content, str) else "\n".join(f"<{turn.role}> {turn.content}" for turn in content)
+        return " ".join((content if isinstance(content, str) else content[-1].content if content else "").split())
 
-    parts = [f"--- {example.source} · prompt", text(example.prompt)]
-    for response in example.responses:
-        score = "" if response.score is None else f" · score {response.score:g}"
-        parts += [f"--- response{score}", text(response.content)]
-    return "\n".join(parts)
+    prompt = text(example.prompt)
+    lines = [f"  prompt      {prompt if len(prompt) <= width else '…' + prompt[-width:]}"]
+    for number, response in enumerate(example.responses, 1):
+        said = text(response.content)
+        lines.append(f"  response {number}  {said if len(said) <= width else said[:width] + '…'}")
+    return lines

@@ -46,6 +46,8 @@ class Job:
         """UserError for anything that the run would stumble over later: folder, length, data, settings."""
         _check_folder(config)
         device = pick_device(config.device)
+        if loss.needs_baseline and config.batch_size < 2:
+            raise UserError(f"--batch-size 1: {loss} compares each answer with another one of its step, so it needs 2")
         tokenizer = load_tokenizer(config.model)
         reference = config.reference if isinstance(config, settings.Train) else None
         if reference is not None:

@@ -110,8 +110,10 @@ def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedul
 
 
 def evaluation_batches(units: Sequence[Encoded]) -> list[Sequence[Encoded]]:
-    """In chunks of about what a step holds: KTO's baseline is an average over such a batch."""
-    return [units[start : start + 64] for start in range(0, len(units), 64)]
+    """In chunks of about what a step holds, none of a single unit: KTO's baseline is an average over other answers."""
+    starts = range(0, max(1, len(units) - 1), 64) if units else range(0)
+    ends = [*list(starts)[1:], len(units)]
+    return [units[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True)

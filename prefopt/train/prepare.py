@@ -67,6 +67,8 @@ def prepare(
     train, held_out = units(config.data), []
     if config.eval_data:
         held_out = units(config.eval_data)
+        if not held_out:
+            raise UserError(f"--eval-data {', '.join(config.eval_data)}: nothing of it can be evaluated on")
         seen = {example.prompt_key for example in train}
         overlap = sum(example.prompt_key in seen for example in held_out)
         if overlap:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from prefopt.errors import UserError
 from prefopt.types import Encoded
 
 FILE = "trained_prompts.npy"
@@ -32,7 +33,14 @@ def hashes(units: Iterable[Encoded]) -> np.ndarray:
 def read(model: str | Path) -> np.ndarray:
     """What is known of the model in a folder: nothing, if it was not trained here."""
     file = Path(model).expanduser() / FILE
-    return np.load(file, allow_pickle=False) if file.is_file() else np.empty(0, np.uint64)
+    if not file.is_file():
+        return np.empty(0, np.uint64)
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): remove it, and held-out prompts are no longer compared"
+        ) from None
 
 
 def write(folder: Path, start: str, units: Iterable[Encoded]) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from prefopt.data.findings import inspect_examples, inspected
-from prefopt.data.mix import load, open_source, show, split_weight
+from prefopt.data.mix import brief, load, open_source, split_weight
 from prefopt.errors import UserError
 from prefopt.types import Example, Message, Response
 
@@ -113,7 +113,14 @@ def test_sources_are_mixed_with_their_weights(tmp_path, monkeypatch):
         ("b.jsonl", "stackexchange", True),
     ]
     assert loaded.sources[0].unread == ("id",)
-    assert show(loaded.sources[1].sample).splitlines()[:2] == ["--- b.jsonl:1 · prompt", "<user> q"]
+    assert brief(loaded.sources[1].sample)[:2] == ["  prompt      q", "  response 1  j"]
+
+
+def test_a_source_that_is_named_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [GOOD])
+    with pytest.raises(UserError, match=r"a\.jsonl=2 if it shall count twice"):
+        load(["a.jsonl", "a.jsonl=2"])
 
 
 def test_a_source_streams_and_can_be_read_again(tmp_path):
