@@ -15,7 +15,7 @@ from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
 SCHEMES = ("prefopt", "trl", "trl-precomputed", "trl-best", "padded")
-BATCHES = {"hh": (8, 16, 64), "ranking": (24,), "long": (4,), "vocabulary": (8,)}
+BATCHES = {"hh": (8, 16, 64), "hh-longest": (8,), "ranking": (24,), "long": (4,), "vocabulary": (8,)}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What is worked on: a model, and pairs of token ids in the order in which every scheme reads them.
 
 ``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
+``hh-longest``  the same, with the file's longest pair in the first batch: a run's peak memory is its worst batch's
 ``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one
 ``long``        a prompt of 4k tokens with two short responses
 ``vocabulary``  lengths as in hh, 128k vocabulary: the head dominates
@@ -53,10 +54,12 @@ def make(name: str, folder: Path, data: str | None, pairs: int, toy: bool = Fals
     tokenizer = train_tokenizer(texts(file), min(shape.vocabulary, 8192))
     tokenizer.save_pretrained(folder / "model")
     save_model(shape, tokenizer, folder / "model")
-    if name == "hh":
+    if name in ("hh", "hh-longest"):
         examples = read(file, tokenizer, shape.max_length)
         order = plan.Order(len(examples), 0)
         chosen = [examples[i] for i in order.batch(0, pairs)]
+        if name == "hh-longest":
+            chosen = [max(examples, key=lambda e: e.tokens), *chosen[:-1]]
         made = ((e.prompt, *e.responses) for e in chosen)
     else:
         made = _MADE[name](rng, pairs, shape.vocabulary, toy)
@@ -152,7 +155,7 @@ def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts
 _MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
     "ranking": _rankings, "long": _long, "vocabulary": _pairs,
 }  # fmt: skip
-NAMES = ("hh", *_MADE)
+NAMES = ("hh", "hh-longest", *_MADE)
 
 
 def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:
