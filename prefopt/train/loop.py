@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -111,9 +112,8 @@ def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedul
 
 def evaluation_batches(units: Sequence[Encoded]) -> list[Sequence[Encoded]]:
     """In chunks of about what a step holds, none of a single unit: KTO's baseline is an average over other answers."""
-    starts = range(0, max(1, len(units) - 1), 64) if units else range(0)
-    ends = [*list(starts)[1:], len(units)]
-    return [units[start:end] for start, end in zip(starts, ends, strict=True)]
+    cuts = [*range(0, max(len(units) - 1, 1), 64), len(units)]
+    return [units[start:end] for start, end in pairwise(cuts) if end > start]
 
 
 @dataclass(frozen=True)

@@ -148,22 +148,23 @@ class Recorder:
         if step == 0:
             outcome.sample(self.job, self.state.objective.lm, "before")
         if self.job.data.held_out:
-            values = self._evaluated(step, "eval", self.job.data.held_out)
-            self.display.evaluation(step, values)
-        objective = self.state.objective
-        if step == 0 and starts_from_reference(self.job) and objective.reference is not None:
-            self._write(0, "training", objective.all_at_reference(self.job.sample))  # known without another pass
-        elif step in (0, self.job.schedule.steps):
+            self.display.evaluation(step, self._evaluated(step, "eval", self.job.data.held_out))
+        if step in (0, self.job.schedule.steps):
             self._evaluated(step, "training", self.job.sample)
 
     def _evaluated(self, step: int, split: str, units: list[Encoded]) -> dict[str, float]:
+        objective = self.state.objective
+        if step == 0 and starts_from_reference(self.job) and objective.reference is not None:
+            values = objective.all_at_reference(units)  # known without another pass
+            self._write(0, split, values)
+            return values
         with self.display.pass_(f"{split} at step {step}", len(units)) as advance:
 
             def progress(done: int) -> None:
                 advance(done)
                 self.pause(step)
 
-            evaluation = evaluate(self.state.objective, units, progress)
+            evaluation = evaluate(objective, units, progress)
         self.scored[split] = evidence.Scored(units, evaluation)
         values = described(evaluation, units)
         self._write(step, split, values)
