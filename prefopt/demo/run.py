@@ -1,65 +1,144 @@
 """``prefopt demo``: the whole road in a world where every figure can be computed exactly.
 
 A corpus of reviews is imitated (SFT), pairs of the model's own reviews are labelled by Bradley–Terry with
-the true reward, the model is tuned on them (DPO), and both models are placed against the exact frontier.
+the true reward, the model is tuned on them (DPO), other methods on the same pairs, and all are placed against the
+exact frontier.
+
+corpus.jsonl, pairs.jsonl   the data, as a person would bring them
+sft/, dpo/                  the runs of ``prefopt sft`` and ``prefopt train`` on them
+methods/, noise/            the models of the other methods
+results.json, report.html   all figures, and pictures of them
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from prefopt import report
 from prefopt.config import Demo
-from prefopt.demo.world import World
-from prefopt.errors import UserError
-from prefopt.frontier.exact import Frontier, condition
-from prefopt.frontier.space import next_token_logps
+from prefopt.demo import account, show
+from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, Outcome, perform_all
+from prefopt.demo.tune import BATCH, LOOKS, Start
+from prefopt.demo.world import World, the_world
+from prefopt.errors import Stopped, UserError
+from prefopt.frontier.exact import Frontier
 from prefopt.model.load import load_model
 from prefopt.model.quiet import quiet
 from prefopt.train import sft, train
+from prefopt.train.card import write_results
+from prefopt.train.checkpoint import Checkpoint
 from prefopt.types import Example
 
-CORPUS, PAIRS, BETA = 40_000, 20_000, 0.1
+
+class Size(NamedTuple):
+    """How much is read: reviews and passes over them for SFT, pairs and passes for each method, seeds under noise."""
+
+    corpus: int = 40_000
+    corpus_epochs: float = 1.5
+    pairs: int = 20_000
+    epochs: float = 1
+    seeds: int = 1
+
+
+SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3)
 
 
 def run(config: Demo) -> int:
-    """Writes the data, the models and their runs to ``config.out``; UserError when there is something already."""
-    out, console = config.out, Console(highlight=False)
+    """Writes everything to ``config.out``; UserError when there is something already."""
+    out, world = config.out, the_world()
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    world = World()
-
-    console.rule("1. A model that writes film reviews: SFT on a corpus")
-    write(out / "corpus.jsonl", world.corpus(CORPUS, config.seed))
-    new_model(world, out / "base", config.seed)
-    sft(
-        model=str(out / "base"), data=str(out / "corpus.jsonl"), out=out / "sft",
-        epochs=1, batch_size=64, learning_rate=0.01, seed=config.seed,
-    )  # fmt: skip
-    reference = exact_logps(world, out / "sft" / "model")
-
-    console.rule("2. Which of two reviews do readers prefer? DPO on their answers")
-    write(out / "pairs.jsonl", world.examples(world.pairs(reference, PAIRS, config.seed)))
-    train(
-        model=str(out / "sft" / "model"), data=str(out / "pairs.jsonl"), out=out / "dpo",
-        loss="dpo", loss_options={"beta": BETA},
-        epochs=1, batch_size=64, learning_rate=0.002, eval_fraction=0.0, seed=config.seed,
-    )  # fmt: skip
-    policy = exact_logps(world, out / "dpo" / "model")
-
-    console.rule("3. Against the exact optimum")
-    show(console, world, reference, policy, config.seed)
+    size = FULL if config.full else SMALL
+    size = size._replace(seeds=config.seeds or size.seeds)
+    console = Console(highlight=False)
+    try:
+        console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
+        start = imitate(world, out, size, config.seed)
+        exact = Frontier(start.reference, world.reward)
+        console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
+        flagship = prefer(world, out, start)
+        show.line(console, flagship)
+        console.rule("3. Other methods, on the same pairs")
+        beside = [flagship]
+        for outcome in perform_all(BESIDE, start, out / "methods"):
+            beside.append(outcome)
+            show.line(console, outcome)
+        console.rule("4. And where every fifth label is wrong")
+        noisy = []
+        for outcome in perform_all(UNDER_NOISE, start, out / "noise", size.seeds):
+            noisy.append(outcome)
+            show.line(console, outcome)
+    except Stopped as stopped:
+        raise Stopped(f"stopped; a demo starts from the beginning: remove {out} and run it again") from stopped
+    console.rule("5. Against the exact optimum")
+    figures = {
+        "frontier": account.frontier(exact, beside),
+        "optimum": account.optimum(exact),
+        "best_of_n": account.best_of(exact),
+        "noise": account.noise(noisy),
+        "realignment": account.realignment(world, exact, start.model, beside),
+        "calibration": account.calibration(exact, flagship),
+        "reference": account.point("SFT", exact.place(start.reference)),
+    }
+    publish(out, figures, size, config)
+    show.figures(console, figures)
+    console.print(f"\nresults  {out / 'results.json'}\nreport   {out / 'report.html'}")
     return 0
+
+
+def imitate(world: World, out: Path, size: Size, seed: int) -> Start:
+    """A new model, and SFT on a corpus."""
+    write(out / "corpus.jsonl", world.corpus(size.corpus, seed))
+    new_model(world, out / "base", seed)
+    with redirect_stdout(io.StringIO()):  # the words at the end of a run are for those who made only that one
+        sft(
+            model=str(out / "base"), data=str(out / "corpus.jsonl"), out=out / "sft",
+            epochs=size.corpus_epochs, batch_size=64, learning_rate=0.01, seed=seed,
+        )  # fmt: skip
+    model = out / "sft" / "model"
+    reference = world.logps(load_model(str(model), device="cpu").module)
+    return Start(model, reference, size.pairs, size.epochs, seed)
+
+
+def prefer(world: World, out: Path, start: Start) -> Outcome:
+    """The method in front, as a person would train it; its checkpoints tell its way."""
+    write(out / "pairs.jsonl", world.examples(world.pairs(start.reference, start.pairs, start.seed)))
+    steps = max(1, round(start.epochs * start.pairs / BATCH))
+    with redirect_stdout(io.StringIO()):
+        train(
+            model=str(start.model), data=str(out / "pairs.jsonl"), out=out / "dpo",
+            loss="dpo", loss_options={"beta": FLAGSHIP.beta}, epochs=start.epochs, batch_size=BATCH,
+            learning_rate=RATE, seed=start.seed, save_every=-(-steps // LOOKS), keep=LOOKS + 1,
+        )  # fmt: skip
+    exact, way = Frontier(start.reference, world.reward), []
+    lm = load_model(str(out / "dpo" / "model"), device="cpu")
+    for folder in sorted((out / "dpo" / "checkpoints").iterdir()):
+        step = int(folder.name.removeprefix("step-"))
+        lm.load_weights(Checkpoint(folder, step, {}).tensors("model"))
+        logps = world.logps(lm.module)
+        way.append((step, exact.place(logps)))
+    return Outcome(FLAGSHIP, start.seed, way, logps, out / "dpo" / "model")
+
+
+def publish(out: Path, figures: dict[str, Any], size: Size, config: Demo) -> None:
+    """The figures in a file, beside those of the run that is shown at length, and the page about both."""
+    settings = {"seed": config.seed, **size._asdict()}
+    write_results(out / "results.json", settings, figures)
+    written = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    of_run = out / "dpo" / "results.json"
+    both = written | json.loads(of_run.read_text(encoding="utf-8"))
+    of_run.write_text(json.dumps(both, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    report.write([out / "dpo"], out / "report.html")
 
 
 def write(file: Path, examples: Iterable[Example]) -> None:
@@ -75,44 +154,12 @@ def write(file: Path, examples: Iterable[Example]) -> None:
 def new_model(world: World, folder: Path, seed: int) -> None:
     """0.1M parameters, and one token per word."""
     torch.manual_seed(seed)
-    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens: dict[str, Any] = {"vocab_size": len(world.tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    # A wide initialisation: with few words and short texts it learns several times faster than the usual 0.02.
-    config = LlamaConfig(**shape, **tokens, max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.4)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, tie_word_embeddings=True,
+        vocab_size=len(world.tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=32,
+        # Wide: with few words and short texts it learns several times faster than from the usual 0.02.
+        initializer_range=0.4,
+    )  # fmt: skip
     with quiet():
         LlamaForCausalLM(config).save_pretrained(folder)
     world.tokenizer.save_pretrained(folder)
-
-
-def exact_logps(world: World, model: Path) -> np.ndarray:
-    """[X, Y] log π(y|x) of every review that there is."""
-    module = load_model(str(model), device="cpu").module
-    return np.stack([tree.enumerate_logps(next_token_logps(module, tree)) for tree in world.trees])
-
-
-def show(console: Console, world: World, reference: np.ndarray, policy: np.ndarray, seed: int) -> None:
-    """The table of before and after, and some reviews of each."""
-    frontier = Frontier(reference, world.reward)
-    before, after, best = frontier.place(reference), frontier.place(policy), frontier.at(BETA)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for label in ("", "before (SFT)", "after (DPO)", f"optimum at β = {BETA}"):
-        table.add_column(label, justify="right" if label else "left")
-    rows: list[tuple[str, str, str, str]] = [
-        ("expected true reward", f"{before.reward:.3f}", f"{after.reward:.3f}", f"{best.reward:.3f}"),
-        ("KL to the SFT model, nats", "0", f"{after.kl:.3f}", f"{best.kl:.3f}"),
-        (
-            "the most reward at that KL",
-            f"{before.reward:.3f}",
-            f"{before.reward + after.frontier_gain:.3f}",
-            f"{best.reward:.3f}",
-        ),
-        ("efficiency: gain / gain possible", "–", f"{after.efficiency:.3f}", "1"),
-        ("mass outside the grammar", f"{before.missing:.4f}", f"{after.missing:.4f}", "0"),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    rng, prompts = np.random.default_rng(seed), np.arange(len(world.prompts))
-    for label, logps in (("before", reference), ("after", policy)):
-        for x, y in zip(prompts, world.draw(condition(logps).logps, prompts, rng), strict=True):
-            console.print(f"{label:<7}{world.prompts[x]} {world.texts[y]}  (reward {world.reward[x, y]:+.2f})")

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.frontier.exact import bradley_terry, condition
-from prefopt.frontier.space import ResponseTree
-from prefopt.types import Example, Response
+from prefopt.frontier.space import ResponseTree, next_token_logps
+from prefopt.types import Encoded, Example, Response
 
 GENRES = ("Horror", "Comedy", "Drama", "Documentary")
 
@@ -134,6 +135,10 @@ class World:
             for prompt in self.prompts
         )
 
+    def logps(self, model: nn.Module) -> np.ndarray:
+        """[X, Y] log π(y|x) of every review that there is, in nats: nothing is sampled."""
+        return np.stack([tree.enumerate_logps(next_token_logps(model, tree)) for tree in self.trees])
+
     def draw(self, logps: np.ndarray, prompt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[n] one review for each of the prompts [n], from a policy [X, Y] conditioned on the grammar."""
         cumulative = np.cumsum(np.exp(condition(logps).logps), axis=-1)
@@ -180,6 +185,36 @@ class World:
         for i, (x, chosen, rejected) in enumerate(zip(pairs.prompt, pairs.chosen, pairs.rejected, strict=True)):
             both = (Response(self.texts[chosen], 1.0), Response(self.texts[rejected], 0.0))
             yield Example(self.prompts[x], both, f"pairs:{i}")
+
+    def encoded(self, prompt: int, reviews: tuple[int, ...], source: str = "") -> Encoded:
+        """Reviews of one prompt, best first, as a tokenizer would make them of the text.
+
+        >>> pair = World().encoded(0, (0, 1))
+        >>> pair.tokens, pair.scores
+        (21, (2.0, 1.0))
+        """
+        responses = tuple(self._with_end[y] for y in reviews)
+        scores = tuple(float(rank) for rank in range(len(reviews), 0, -1))
+        scored = (np.ones(len(responses[0]), bool),) * len(reviews)
+        prompt_key = self.prompts[prompt]
+        return Encoded(
+            self._prompt_ids[prompt], responses, scored, scores, source, f"{prompt_key}{reviews}", prompt_key
+        )
+
+    @cached_property
+    def _with_end(self) -> np.ndarray:
+        end = np.full((len(self.responses), 1), self.tokenizer.eos_token_id)
+        return np.hstack([self.responses, end]).astype(np.int32)
+
+    @cached_property
+    def _prompt_ids(self) -> list[np.ndarray]:
+        return [np.array(self.tokenizer(prompt)["input_ids"], np.int32) for prompt in self.prompts]
+
+
+@cache
+def the_world() -> World:
+    """There is one, and what it knows of itself is worked out once."""
+    return World()
 
 
 @dataclass(frozen=True, slots=True)

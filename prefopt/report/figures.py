@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-SERIES = 8
+SERIES = 9
 ROLES = ("ink", "muted", "grid", "chosen", "rejected", "reference", "held-out", *(f"run-{i}" for i in range(SERIES)))
 """names of CSS variables"""
 COLOUR = {role: f"#fe{number:02x}fd" for number, role in enumerate(ROLES)}
@@ -159,6 +159,21 @@ def ranked_lines(groups: Sequence[tuple[Sequence[float], str]], label: str) -> M
             x = np.linspace(0, 1, POINTS)
             axes.plot(x, np.interp(x, (np.arange(len(y)) + 0.5) / len(y), y), color=COLOUR[role])
         _shares(axes)
+
+    return _svg(draw, label)
+
+
+def calibration(predicted: Sequence[float], true: Sequence[float], label: str) -> Markup:
+    """Probabilities as they are predicted and as they are, beside the line on which both agree."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=COLOUR["reference"], linewidth=1, dashes=(4, 3))
+        axes.plot(predicted, true, color=COLOUR["run-0"], marker="o", markersize=3.2)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
     return _svg(draw, label)
 

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from prefopt.report import figures
+from prefopt.report.exact import calibration, noise, realignment
 from prefopt.report.figures import SERIES, Curve
 from prefopt.report.frontier import frontier
 from prefopt.report.html import part
@@ -320,6 +321,9 @@ def _value(value: Any) -> str:
 
 SECTIONS: tuple[Callable[[Sequence[Run]], Markup | None], ...] = (
     frontier,
+    realignment,
+    noise,
+    calibration,
     outcome,
     warnings,
     curves,

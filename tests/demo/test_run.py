@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+
 import pytest
 
 from prefopt.config import Demo
+from prefopt.demo import methods, world
 from prefopt.demo import run as demo
 from prefopt.errors import UserError
 
 
-def test_the_demo_runs_from_a_corpus_to_the_frontier(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "CORPUS", 640)
-    monkeypatch.setattr(demo, "PAIRS", 128)
-    demo.run(Demo(out=tmp_path / "demo"))
-    printed = capsys.readouterr().out
-    assert "efficiency" in printed and "optimum at β = 0.1" in printed
-    assert (tmp_path / "demo" / "dpo" / "model" / "model.safetensors").exists()
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory):
+    """(folder, what was printed) of a demo in a smaller world, with a method of each kind."""
+    out, printed = tmp_path_factory.mktemp("demo"), StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
+        names = ("OPENINGS", "ADVERBS", "ADJECTIVES", "NOUNS", "DETAILS", "ASPECTS")
+        words = {name: dict(list(getattr(world, name).items())[::2]) for name in names}
+        for name in names:
+            patched.setattr(world, name, words[name])
+        patched.setattr(world, "SLOTS", tuple(map(tuple, words.values())))
+        patched.setattr(demo, "SMALL", demo.Size(corpus=640, corpus_epochs=1, pairs=256))
+        patched.setattr(demo, "BESIDE", [m for m in methods.BESIDE if m.name in ("DPO, β = 1", "KTO", "Preferred-FT")])
+        patched.setattr(demo, "UNDER_NOISE", methods.UNDER_NOISE[1:2])
+        patched.setattr(methods, "_cores", lambda: 1)
+        patched.setenv("COLUMNS", "160")
+        world.the_world.cache_clear()
+        demo.run(Demo(out=out, seeds=2))
+    world.the_world.cache_clear()
+    return out, printed.getvalue()
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_every_method_is_placed_against_the_frontier(shortened):
+    out, _ = shortened
+    points = results(out)["frontier"]["points"]
+    steps = {}
+    for p in points:
+        steps.setdefault(p["name"], []).append(p.get("step"))
+    trained = {name: [1, 2] for name in ("DPO, β = 0.1", "DPO, β = 1", "KTO", "Preferred-FT")}
+    assert steps == trained | {"Best-of-N": [None] * len(methods.BEST_OF)}
+    curve = results(out)["frontier"]["curve"]
+    assert curve == sorted(curve) and all(p["efficiency"] <= 1 for p in points)
+    assert (out / "methods" / "kto" / "seed-0" / "model.safetensors").exists()
+
+
+def test_the_table_ends_with_the_optimum_of_each_beta(shortened):
+    _, printed = shortened
+    assert re.findall(r"optimum at β = (\S+)", printed) == ["5", "1", "0.5", "0.1", "0.05"]
+
+
+def test_the_same_figures_everywhere(shortened):
+    """Terminal, results.json, the report and the run that the report is about."""
+    out, printed = shortened
+    page, found = (out / "report.html").read_text(), results(out)
+    assert json.loads((out / "dpo" / "results.json").read_text())["frontier"] == found["frontier"]
+    ends = {p["name"]: p for p in found["frontier"]["points"]}
+    ends.pop("Best-of-N")
+    for name, p in ends.items():
+        shown = rf"{re.escape(name)} +{p['kl']:.3f} +{p['reward']:.3f} +{p['efficiency']:.3f} +{p['missing']:.4f}"
+        assert re.search(shown, printed), name
+        row = re.search(rf">{re.escape(name)}</th>(.*?)</tr>", page, re.DOTALL)
+        cells = re.findall(r"<td>(.*?)</td>", row[1].replace("−", "-"))
+        assert cells == [f"{p['kl']:.3f}", f"{p['reward']:.3f}", f"{100 * p['efficiency']:.1f} %"], name
+    (noisy,) = found["noise"]["methods"]
+    assert noisy["seeds"] == 2 and f"{noisy['kl']:.3f} ± {noisy['kl_sd']:.3f}" in printed
+
+
+def test_one_line_for_each_method(shortened):
+    """And no run's closing words between them."""
+    _, printed = shortened
+    assert printed.count("KTO") == 2 and "Trained for" not in printed
+
+
+def test_one_run_at_every_beta(shortened):
+    """Realigned to its own β a run is itself, whole or token by token: both are exact there."""
+    out, _ = shortened
+    found = results(out)["realignment"]
+    (own,) = [row for row in found["at"] if row["beta"] == found["beta"]]
+    ended = [p for p in results(out)["frontier"]["points"] if p["name"] == found["run"]][-1]
+    assert own["strength"] == 1
+    for how in ("sequences", "tokens"):
+        assert own[how]["kl"] == pytest.approx(ended["kl"], abs=1e-4)
 
 
 def test_the_demo_overwrites_nothing(tmp_path):

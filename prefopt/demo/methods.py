@@ -1,0 +1,124 @@
+"""The methods that the demo compares: each a name and a function from `Start` to the policies that it came by.
+
+To add one, name it in a list below. One that trains otherwise, such as PPO, brings a function of its own: it gets the
+`Start` and a folder to save its model in, and returns `Snapshot`s of log-probabilities [X, Y].
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from prefopt.demo.tune import Snapshot, Start, tune
+from prefopt.demo.world import the_world
+from prefopt.frontier.exact import Frontier, Placement
+from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO
+
+RATE = 2e-3
+"""learning rate, where nothing else is found to do better"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """``policies(start, out=folder)`` does the work; ``beta``: it aims at the optimum for this β."""
+
+    name: str
+    policies: Callable[..., list[Snapshot]]
+    beta: float | None = None
+
+    @property
+    def slug(self) -> str:
+        """
+        >>> Method("DPO, β = 0.05", list).slug
+        'dpo-0.05'
+        """
+        return "-".join(re.findall(r"[a-z0-9.]+", self.name.lower()))
+
+
+def dpo(beta: float, rate: float = RATE) -> Method:
+    return Method(f"DPO, β = {beta:g}", partial(tune, loss=DPO(beta=beta), rate=rate), beta)
+
+
+FLAGSHIP = dpo(0.1)
+BESIDE = (
+    dpo(0.05),
+    dpo(1),
+    dpo(5, rate=1e-3),
+    Method("KTO", partial(tune, loss=KTO(beta=0.1), rate=RATE)),
+    Method("ORPO", partial(tune, loss=ORPO(odds_weight=0.25), rate=RATE)),
+    Method("SimPO", partial(tune, loss=SimPO(), rate=RATE)),
+    Method("Preferred-FT", partial(tune, loss=SFT(), rate=RATE)),
+)
+FLIP = 0.2
+"""share of labels that are turned around for these"""
+UNDER_NOISE = (
+    Method("DPO", partial(tune, loss=DPO(beta=0.1), rate=RATE, flip=FLIP), 0.1),
+    Method("cDPO", partial(tune, loss=DPO(beta=0.1, label_smoothing=FLIP), rate=RATE, flip=FLIP), 0.1),
+    Method("robust DPO", partial(tune, loss=Robust(beta=0.1, label_smoothing=FLIP), rate=RATE, flip=FLIP), 0.1),
+    Method("IPO, τ = 0.1", partial(tune, loss=IPO(tau=0.1), rate=RATE, flip=FLIP)),
+)
+BEST_OF = (2, 4, 8, 16, 32, 64)
+
+
+class Outcome(NamedTuple):
+    """Where a method's policies stand; ``logps`` [X, Y] is the last of them, and its model is in ``model``."""
+
+    method: Method
+    seed: int
+    way: list[tuple[int | None, Placement]]
+    logps: np.ndarray
+    model: Path
+
+    @property
+    def end(self) -> Placement:
+        return self.way[-1][1]
+
+
+def perform(method: Method, start: Start, out: Path) -> Outcome:
+    snapshots = method.policies(start, out=out)
+    frontier = Frontier(start.reference, the_world().reward)
+    way = [(step, frontier.place(logps)) for step, logps in snapshots]
+    return Outcome(method, start.seed, way, snapshots[-1].logps, out)
+
+
+def perform_all(
+    methods: Iterable[Method], start: Start, out: Path, seeds: int = 1, processes: int | None = None
+) -> Iterator[Outcome]:
+    """Each method once for each of so many seeds, in the order in which they end.
+
+    A model as small as this gains nothing from a second core, so each core gets a process: twice as fast on two,
+    and the figures do not depend on how many there are.
+    """
+    jobs = [
+        (method, replace(start, seed=start.seed + i), out / method.slug / f"seed-{start.seed + i}")
+        for method in methods
+        for i in range(seeds)
+    ]
+    processes = min(processes or _cores(), len(jobs))
+    if processes == 1:
+        yield from (perform(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _alone) as pool:
+        for done in as_completed([pool.submit(perform, *job) for job in jobs]):
+            yield done.result()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _alone() -> None:
+    """A worker has one thread, and Ctrl-C ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)

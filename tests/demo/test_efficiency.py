@@ -1,0 +1,43 @@
+"""DPO on 100,000 pairs against the exact optimum: training gets where the theory says that it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefopt.demo import methods
+from prefopt.demo.run import FULL, imitate
+from prefopt.demo.world import the_world
+from prefopt.frontier.exact import Frontier, condition, realign
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+BETAS = (0.1, 0.5, 1.0, 5.0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(exact frontier, outcome of each β), from a new model to its last policy."""
+    out = tmp_path_factory.mktemp("efficiency")
+    start = imitate(the_world(), out, FULL, seed=0)
+    outcomes = methods.perform_all([methods.dpo(beta) for beta in BETAS], start, out / "methods")
+    return Frontier(start.reference, the_world().reward), {o.method.beta: o for o in outcomes}
+
+
+def test_the_reference_keeps_to_the_grammar(trained):
+    exact, _ = trained
+    assert condition(exact.reference).missing.max() < 0.01
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_dpo_reaches_the_frontier(trained, beta):
+    assert trained[1][beta].end.efficiency >= 0.97
+
+
+def test_one_run_at_every_beta(trained):
+    """From the best-trained run, for the λ that emulate the other β's."""
+    exact, outcomes = trained
+    best = max(outcomes.values(), key=lambda o: o.end.efficiency)
+    reference, policy = condition(exact.reference).logps, condition(best.logps).logps
+    reached = {beta: exact.place(realign(reference, policy, best.method.beta / beta)).efficiency for beta in BETAS}
+    assert np.min(list(reached.values())) >= 0.98, reached
