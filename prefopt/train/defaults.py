@@ -55,5 +55,9 @@ def schedule(config: Training, examples: int, parameters: int, imitates: bool) -
 
 
 def tokens_per_microbatch(device: torch.device) -> int:
-    """How many tokens to compute at once. On a CPU more are no faster, and only cost memory."""
-    return 16384 if device.type == "cuda" else 2048
+    """How many tokens to compute at once.
+
+    On two CPU cores and a model of 30M parameters 768 tokens take half the memory that 2048 do beyond the weights,
+    at a tenth to a fifth less speed.
+    """
+    return 16384 if device.type == "cuda" else 768
