@@ -14,7 +14,7 @@ demo: $(READY)        ## a first run, on preferences that it makes itself
 	$(BIN)/prefopt demo
 
 test: $(READY)        ## the tests
-	$(BIN)/pytest -m "not parity"
+	$(BIN)/pytest -m "not parity and not experiment"
 
 lint: $(READY)        ## style and types
 	$(BIN)/ruff check .
