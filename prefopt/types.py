@@ -235,5 +235,3 @@ class Mean(NamedTuple):
     @property
     def value(self) -> float:
         return self.sum / self.count if self.count else float("nan")
-
-

@@ -30,7 +30,7 @@ from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, Outcome, p
 from prefopt.demo.tune import BATCH, LOOKS, Start
 from prefopt.demo.world import World, the_world
 from prefopt.errors import Stopped, UserError
-from prefopt.frontier.exact import Frontier
+from prefopt.frontier.exact import Frontier, Placement
 from prefopt.model.load import load_model
 from prefopt.model.quiet import quiet
 from prefopt.train import sft, train
@@ -120,7 +120,8 @@ def prefer(world: World, out: Path, start: Start) -> Outcome:
             loss="dpo", loss_options={"beta": FLAGSHIP.beta}, epochs=start.epochs, batch_size=BATCH,
             learning_rate=RATE, seed=start.seed, save_every=-(-steps // LOOKS), keep=LOOKS + 1,
         )  # fmt: skip
-    exact, way = Frontier(start.reference, world.reward), []
+    exact = Frontier(start.reference, world.reward)
+    way: list[tuple[int | None, Placement]] = []
     lm = load_model(str(out / "dpo" / "model"), device="cpu")
     for folder in sorted((out / "dpo" / "checkpoints").iterdir()):
         step = int(folder.name.removeprefix("step-"))
