@@ -85,7 +85,7 @@ def test_a_resumed_run_counts_on(given, tmp_path, spoilt):
     out = tmp_path / "run"
     settings = dict(loss=spoilt, at="2-3-4-5-6", value="inf", max_steps=9, save_every=1)
     file.write_text(SPOILT.replace("    calls.append(1)", "    calls.append(1)\n        assert len(calls) < 4"))
-    assert tiny.cli("train", given.model, given.pairs, out, **settings) == 1
+    assert tiny.cli("train", given.model, given.pairs, out, **settings) == 2  # the person's own loss failed
     assert tiny.steps_saved(out)[-1] == 3
     file.write_text(SPOILT.replace("calls = []", "calls = [1, 1, 1]"))
     assert tiny.cli("train", given.model, given.pairs, out, **settings, resume=True) == 1

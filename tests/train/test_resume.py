@@ -73,7 +73,7 @@ def test_a_failure_at_any_step(given, whole, tmp_path, monkeypatch, step):
 
 def test_killed_and_stopped_from_outside(given, whole, tmp_path):
     """kill -9 at three steps, SIGTERM at two and in two evaluations, the last of them after the last step."""
-    deaths = [("kill", 2), ("kill", 5), ("kill", 8), ("term", 1), ("term", 7), ("eval-term", 2), ("eval-term", 6)]
+    deaths = [("kill", 2), ("kill", 5), ("kill", 8), ("term", 1), ("term", 7), ("eval-term", 1), ("eval-term", 5)]
     jobs = [
         [kind, at, tiny.words("train", given.model, given.pairs, tmp_path / f"{kind}-{at}", **LONG)]
         for kind, at in deaths
