@@ -43,8 +43,8 @@ class Size(NamedTuple):
     """How much is read: reviews and passes over them for SFT, pairs and passes for each method, seeds under noise."""
 
     corpus: int = 40_000
-    corpus_epochs: float = 1.5
-    pairs: int = 20_000
+    corpus_epochs: float = 1
+    pairs: int = 8_000
     epochs: float = 1
     seeds: int = 1
 
