@@ -44,7 +44,7 @@ class Size(NamedTuple):
 
     corpus: int = 40_000
     corpus_epochs: float = 1
-    pairs: int = 8_000
+    pairs: int = 6_000
     epochs: float = 1
     seeds: int = 1
 
