@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.model import attention
-from prefopt.model.logprobs import token_logps
+from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.quiet import quiet
 from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
@@ -98,7 +98,7 @@ class LanguageModel:
                 logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
                 token = token_logps(logits[batch.source], lambda h: h, batch.target, vocabulary)
             else:
-                token = token_logps(self._hidden(batch)[batch.source], self._head, batch.target, vocabulary)
+                token = token_logps(self._hidden(batch)[batch.source], self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
     @torch.no_grad()
@@ -122,8 +122,15 @@ class LanguageModel:
             inputs["attention_mask"] = (batch.positions >= 0).long()
         return inputs
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Logits [n, V], with the scaling and soft-capping that some architectures put behind their head."""
+    def _head(self) -> Head:
+        """From hidden states [n, H] to logits [n, V]: the module itself, where nothing stands behind it."""
+        config = self.bare.config.get_text_config()
+        behind = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        plain = not any(getattr(config, name, None) for name in behind)
+        return self.bare.get_output_embeddings() if plain else self._scaled_head
+
+    def _scaled_head(self, hidden: Tensor) -> Tensor:
+        """With the scaling and soft-capping that some architectures put behind their head."""
         config = self.bare.config.get_text_config()
         logits = self.bare.get_output_embeddings()(hidden)
         if scale := getattr(config, "logit_scale", None):  # Cohere

@@ -101,6 +101,19 @@ def test_chunks_of_the_head_change_nothing(llama, monkeypatch):
     assert torch.allclose(whole_gradient, chunked_gradient, atol=1e-4)
 
 
+@pytest.mark.parametrize("weight_is_trained", [True, False])
+def test_the_plain_heads_own_gradient_is_autograds(weight_is_trained):
+    from prefopt.model import logprobs
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 11, bias=False).double().requires_grad_(weight_is_trained)
+    hidden = torch.randn(7, 8, dtype=torch.double, requires_grad=True)
+    target = torch.randint(11, (7,))
+    whole = -torch.nn.functional.cross_entropy(head(hidden), target, reduction="none")
+    assert torch.allclose(logprobs._LinearLogps.apply(hidden, head.weight, target, 3), whole)
+    assert torch.autograd.gradcheck(lambda h, w: logprobs._LinearLogps.apply(h, w, target, 3), (hidden, head.weight))
+
+
 def test_activation_checkpointing_keeps_the_tree(llama):
     lm = LanguageModel(llama, "tree")
     batch = lm.pack(_examples(lm, LONG))
