@@ -39,14 +39,22 @@ CURVE = np.geomspace(100, 0.01, 60)
 
 def point(name: str, placed: Placement, step: int | None = None, **more: Any) -> Row:
     """One policy on the axes, in the form that the report draws."""
-    figures = {"kl": placed.kl, "reward": placed.reward, "efficiency": placed.efficiency, "missing": placed.missing}
+    figures = {
+        "kl": placed.kl,
+        "reward": placed.reward,
+        "efficiency": placed.efficiency,
+        "missing": max(0.0, placed.missing),
+    }
     return {"name": name, **figures} | ({} if step is None else {"step": step}) | more
 
 
-def frontier(exact: Frontier, outcomes: Iterable[Outcome]) -> Row:
-    """The curve and the points; those of a method in the order in which it came by them, the methods by efficiency."""
-    best = [point("Best-of-N", exact.place(policy), n=n) for n, policy in _best_of(exact)]
-    paths = [[point(o.method.name, placed, step) for step, placed in o.way] for o in outcomes] + [best]
+def frontier(exact: Frontier, outcomes: Iterable[Outcome], best: Iterable[Row]) -> Row:
+    """The curve and the points: those of a method in the order in which it came by them, the methods by efficiency.
+
+    ``best``: what `best_of` gives.
+    """
+    paths = [[point(o.method.name, placed, step) for step, placed in o.way] for o in outcomes]
+    paths.append([{**row, "name": "Best-of-N"} for row in best])
     paths.sort(key=lambda path: -path[-1]["efficiency"])
     return {"curve": [[at.kl, at.reward] for at in exact.curve(CURVE)], "points": [p for path in paths for p in path]}
 
@@ -58,12 +66,9 @@ def optimum(exact: Frontier) -> list[Row]:
 
 
 def best_of(exact: Frontier) -> list[Row]:
-    return [point(f"Best of {n}", exact.place(policy), n=n, bound=best_of_n_bound(n)) for n, policy in _best_of(exact)]
-
-
-def _best_of(exact: Frontier) -> list[tuple[int, np.ndarray]]:
     reference = condition(exact.reference).logps
-    return [(n, best_of_n(reference, exact.reward, n)) for n in BEST_OF]
+    placed = [(n, exact.place(best_of_n(reference, exact.reward, n))) for n in BEST_OF]
+    return [point(f"Best of {n}", at, n=n, bound=best_of_n_bound(n)) for n, at in placed]
 
 
 def noise(outcomes: Sequence[Outcome]) -> Row:

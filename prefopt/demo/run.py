@@ -49,7 +49,7 @@ class Size(NamedTuple):
     seeds: int = 1
 
 
-SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3)
+SMALL, FULL = Size(), Size(corpus_epochs=1.5, pairs=100_000, epochs=2, seeds=3)
 
 
 def run(config: Demo) -> int:
@@ -81,10 +81,11 @@ def run(config: Demo) -> int:
     except Stopped as stopped:
         raise Stopped(f"stopped; a demo starts from the beginning: remove {out} and run it again") from stopped
     console.rule("5. Against the exact optimum")
+    best = account.best_of(exact)
     figures = {
-        "frontier": account.frontier(exact, beside),
+        "frontier": account.frontier(exact, beside, best),
         "optimum": account.optimum(exact),
-        "best_of_n": account.best_of(exact),
+        "best_of_n": best,
         "noise": account.noise(noisy),
         "realignment": account.realignment(world, exact, start.model, beside),
         "calibration": account.calibration(exact, flagship),

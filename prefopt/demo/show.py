@@ -72,11 +72,11 @@ def noise(results: Row) -> Table:
 
 
 def realignment(results: Row) -> Table:
-    """Beside the run that was trained at each β, where there is one."""
-    shown = _table("as if at", "KL", "reward", "efficiency", "token by token: KL", "reward", "efficiency", "trained so")
+    """Efficiency token by token and of the run that was trained at each β stand beside it."""
+    shown = _table("as if at", "KL, nats", "reward", "efficiency", "token by token", "trained so")
     for row in results["at"]:
-        trained = f"{row['trained']['efficiency']:.3f}" if "trained" in row else "–"
-        shown.add_row(f"β = {row['beta']:g}", *_figures(row["sequences"]), *_figures(row["tokens"]), trained)
+        beside = [f"{row[how]['efficiency']:.3f}" if how in row else "–" for how in ("tokens", "trained")]
+        shown.add_row(f"β = {row['beta']:g}", *_figures(row["sequences"]), *beside)
     return shown
 
 

@@ -26,7 +26,7 @@ from prefopt.train.objective import Objective, Sums
 
 BATCH, TOKENS = 128, 4096
 """pairs in a step, and tokens computed at once: in so small a model, larger batches share more of their words"""
-LOOKS = 3
+LOOKS = 2
 """how often a policy is enumerated on its way"""
 
 
