@@ -464,6 +464,8 @@ def dump(config: Any) -> str:
     >>> print(dump(Demo(seed=3)), end="")
     out: runs/demo
     seed: 3
+    full: false
+    seeds: null
     """
     lines: dict[str, Any] = {}
     for field in dataclasses.fields(config):
