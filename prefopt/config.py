@@ -158,6 +158,8 @@ class Training:
     """checkpoints kept, at least 2"""
     seed: int = 0
     """decides the order, the split and all that is random"""
+    group_by_prompt: bool = False
+    """the examples of a prompt meet in a step: fewer tokens, but a noisier gradient, since they resemble one another"""
     dtype: Dtype = "auto"
     """auto: bfloat16 where the GPU has it, else float32"""
     device: Device = "auto"

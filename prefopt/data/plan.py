@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from heapq import heappop, heappush
 from itertools import combinations
 from typing import Literal
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 import xxhash
 
+from prefopt.data.prefixes import common, grown, ids_of, string
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Preferences
 
@@ -108,16 +111,27 @@ def preferences(batch: Sequence[Encoded], unit: Unit, device: torch.device | str
 
 
 def mismatched(batch: Sequence[Encoded], longest: int | None = None) -> list[Encoded]:
-    """KTO's (x_i, y_{i+1}): each prompt with the next example's response, over one whole optimizer step.
+    """KTO's (x_i, y_{i+1}): each prompt with the response to another one, over one whole optimizer step.
 
-    A long prompt may meet a long response, which is cut so that they have ``longest`` tokens at most.
+    Examples of one prompt stand together here, and the responses move on by as many as the largest of these
+    groups has: no prompt meets a response of its own, unless it has more than half of the step. A long prompt may
+    meet a long response, which is cut so that they have ``longest`` tokens at most.
     """
-    room = [None if longest is None else longest - len(x.prompt) for x in batch]
-    followers = [*batch[1:], batch[0]] if len(batch) > 1 else list(batch)
+    of = _by_prompt(batch)
+    together = [example for group in of.values() for example in group]
+    by = max(map(len, of.values())) % len(batch) or 1
+    room = [None if longest is None else longest - len(x.prompt) for x in together]
     return [
         replace(x, responses=tuple(r[:n] for r in y.responses), scored=tuple(s[:n] for s in y.scored))
-        for x, y, n in zip(batch, followers, room, strict=True)
+        for x, y, n in zip(together, [*together[by:], *together[:by]], room, strict=True)
     ]
+
+
+def _by_prompt(batch: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    groups: dict[str, list[Encoded]] = {}
+    for example in batch:
+        groups.setdefault(example.prompt_key, []).append(example)
+    return groups
 
 
 def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
@@ -132,29 +146,47 @@ def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[list
     return train, [e for e in examples if e.prompt_key in held_out]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
     """Which example stands where in the endless stream of epochs: a function of (seed, epoch, index).
+
+    ``groups`` [size] says which examples belong together: in each epoch a group stands where the first of its
+    members would, so that they meet in a step, or in two where it ends between them.
 
     >>> order = Order(size=3, seed=0)
     >>> sorted(order.batch(step=0, batch_size=3))
     [0, 1, 2]
     >>> order.batch(1, 2) == [*order.batch(0, 4)[2:]]  # the stream does not depend on how it is cut
     True
+    >>> Order(4, 0).batch(0, 4), Order(4, 0, groups=np.array([0, 1, 1, 0])).batch(0, 4)
+    ([2, 0, 1, 3], [2, 1, 0, 3])
     """
 
     size: int
     seed: int
+    groups: np.ndarray | None = None
 
     def batch(self, step: int, batch_size: int) -> list[int]:
         """Indices of the examples of optimizer step ``step``, exactly ``batch_size`` of them."""
         at = range(step * batch_size, (step + 1) * batch_size)
-        epochs = {i // self.size: None for i in at}
-        shuffled = {epoch: self._epoch(epoch) for epoch in epochs}
-        return [int(shuffled[i // self.size][i % self.size]) for i in at]
+        return [int(self._epoch(i // self.size)[i % self.size]) for i in at]
 
+    @lru_cache(maxsize=2)  # noqa: B019  # a step reads one epoch, or two; what is kept dies with the process
     def _epoch(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        if self.groups is None:
+            return shuffled
+        groups = self.groups[shuffled]
+        first = np.empty(groups.max() + 1, np.int64)
+        first[groups[::-1]] = np.arange(self.size)[::-1]  # of several assignments the last one stays: the first place
+        return shuffled[np.argsort(first[groups], kind="stable")]
+
+
+def order(units: Sequence[Encoded], seed: int, group_by_prompt: bool = False) -> Order:
+    """The order of ``units``; where they are grouped, those of one prompt meet in a step."""
+    if not group_by_prompt:
+        return Order(len(units), seed)
+    return Order(len(units), seed, np.unique([example.prompt_key for example in units], return_inverse=True)[1])
 
 
 def repeated(weights: Sequence[float], seed: int) -> list[int]:
@@ -171,42 +203,55 @@ def repeated(weights: Sequence[float], seed: int) -> list[int]:
 def microbatches(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
     """``batch`` in groups of about ``budget`` tokens, as even as they come; a longer example stands alone.
 
-    Pairs of one prompt stay together, since they share its tokens.
+    Tokens are counted as the tree has them, each shared one once. Pairs of one prompt stay together where they
+    fit, and so do the turns of a conversation, whose prompts begin with one another; what all begin with, such as
+    a system prompt, is in every group.
 
     >>> ids, one = np.zeros(5, np.int32), np.ones(5, bool)
-    >>> example = Encoded(ids, (ids,), (one,), (None,), "", "", "p")
-    >>> [len(group) for group in microbatches([example] * 3, budget=15)]
+    >>> answer = lambda i: (np.full(5, i, np.int32),)
+    >>> examples = [Encoded(ids, answer(i), (one,), (None,), "", "", "p") for i in range(3)]
+    >>> [len(group) for group in microbatches(examples, budget=15)]
     [2, 1]
     """
-    groups: dict[str, list[Encoded]] = {}
-    for example in batch:
-        groups.setdefault(example.prompt_key, []).append(example)
-    parts = [part for group in groups.values() for part in _within(group, budget)]
-    tokens = [_tokens(part) for part in parts]
-    bins: list[list[Encoded]] = [[] for _ in range(-(-sum(tokens) // budget))]
-    load = [0] * len(bins)
-    for i in sorted(range(len(parts)), key=lambda i: -tokens[i]):
-        lightest = load.index(min(load))
-        bins[lightest] += parts[i]
-        load[lightest] += tokens[i]
+    prompts = sorted(((string(example.prompt), i) for i, example in enumerate(batch)))
+    (first, _), (last, _) = prompts[0], prompts[-1]
+    everywhere = first[: 4 * common(ids_of(first), ids_of(last))]  # sorted, these two share what all share
+    room = max(1, budget - len(everywhere) // 4)
+    families = _families([(prompt, batch[i]) for prompt, i in prompts])
+    parts = [part for family in families for part in _within(family, everywhere, room)]
+    bins: list[list[Encoded]] = [[] for _ in range(-(-sum(tokens for tokens, _ in parts) // room))]
+    loads = [(0, b) for b in range(len(bins))]
+    for tokens, part in sorted(parts, key=lambda part: -part[0]):
+        load, lightest = heappop(loads)
+        bins[lightest] += part
+        heappush(loads, (load + tokens, lightest))
     return [b for b in bins if b]
 
 
-def _within(group: list[Encoded], budget: int) -> list[list[Encoded]]:
-    """The examples of one prompt, cut where they outgrow the budget."""
-    prompt = len(group[0].prompt)
-    parts: list[list[Encoded]] = [[]]
-    tokens = prompt
-    for example in group:
-        own = example.tokens - len(example.prompt)
-        if parts[-1] and tokens + own > budget:
-            parts.append([])
-            tokens = prompt
-        parts[-1].append(example)
-        tokens += own
+def _families(prompts: Sequence[tuple[bytes, Encoded]]) -> list[list[Encoded]]:
+    """Examples, sorted by their prompts, whose prompts begin with the family's first one."""
+    families: list[list[Encoded]] = []
+    eldest = None
+    for prompt, example in prompts:
+        if eldest is None or not prompt.startswith(eldest):
+            eldest = prompt
+            families.append([])
+        families[-1].append(example)
+    return families
+
+
+def _within(family: Sequence[Encoded], everywhere: bytes, room: int) -> list[tuple[int, list[Encoded]]]:
+    """A family, cut where it outgrows the room; each part with its tokens beyond what is ``everywhere``."""
+    parts: list[tuple[int, list[Encoded]]] = []
+    tree = [everywhere]
+    for example in family:
+        sequences = [string(np.concatenate([example.prompt, response])) for response in example.responses]
+        together, more = grown(tree, sequences)
+        if parts and parts[-1][0] + more <= room:
+            tokens, members = parts.pop()
+            parts.append((tokens + more, [*members, example]))
+        else:
+            together, tokens = grown([everywhere], sequences)
+            parts.append((tokens, [example]))
+        tree = together
     return parts
-
-
-def _tokens(group: Sequence[Encoded]) -> int:
-    """Tokens of examples that share one prompt."""
-    return len(group[0].prompt) + sum(example.tokens - len(example.prompt) for example in group)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from prefopt.data.prefixes import common, string
 from prefopt.types import Encoded, PackedBatch
 
 
@@ -31,7 +32,7 @@ def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Pac
     ([1, 2, 1, 3, 4], [67, 2, 68, 69, 2], [0, 0, 1, 1, 1])
     """
     sequences, scored = _sequences(examples)
-    order = sorted(range(len(sequences)), key=lambda r: sequences[r].astype(">i4").tobytes())
+    order = sorted(range(len(sequences)), key=lambda r: string(sequences[r]))
     room = sum(map(len, sequences))
     ids, positions, subtree_end = (np.empty(room, np.int64) for _ in range(3))
     path = np.empty(max(map(len, sequences), default=0), np.int64)  # node at each depth of the newest sequence
@@ -39,7 +40,7 @@ def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Pac
     size, before = 0, np.empty(0, np.int32)
     for r in order:
         tokens = sequences[r]
-        shared = _common_prefix(before, tokens)
+        shared = common(before, tokens)
         subtree_end[path[shared : len(before)]] = size  # the branch that is left here ends here
         added = len(tokens) - shared
         ids[size : size + added] = tokens[shared:]
@@ -84,12 +85,6 @@ def _sequences(examples: Sequence[Encoded]) -> tuple[list[np.ndarray], list[tupl
             sequences.append(whole[: at[-1]])
             scored.append((at, whole[at]))
     return sequences, scored
-
-
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    n = min(len(a), len(b))
-    differs = a[:n] != b[:n]
-    return int(differs.argmax()) if differs.any() else n
 
 
 def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:

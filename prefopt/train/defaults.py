@@ -51,6 +51,7 @@ def schedule(config: Training, examples: int, parameters: int, imitates: bool) -
         seed=config.seed,
         eval_every=config.eval_every or 0,
         save_every=config.save_every or max(1, -(-steps // 10)),
+        group_by_prompt=config.group_by_prompt,
     )
 
 

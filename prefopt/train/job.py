@@ -98,7 +98,7 @@ class Job:
     @property
     def sample(self) -> list[Encoded]:
         """Training examples that are scored at the end, for a figure to hold beside the held-out one."""
-        order = plan.Order(len(self.data.train), self.config.seed)
+        order = plan.order(self.data.train, self.config.seed)
         return [self.data.train[i] for i in order.batch(0, min(SAMPLE, len(self.data.train)))]
 
     def open_folder(self, found: Checkpoint | None) -> None:

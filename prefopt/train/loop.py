@@ -35,6 +35,7 @@ class Schedule:
     seed: int
     eval_every: int
     save_every: int
+    group_by_prompt: bool = False
 
 
 @dataclass
@@ -66,7 +67,7 @@ def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hook
     A checkpoint comes before the evaluation of its step, which may take long; a run that resumes
     from it makes that evaluation again.
     """
-    order = plan.Order(len(units), schedule.seed)
+    order = plan.order(units, schedule.seed, schedule.group_by_prompt)
     while True:
         last = state.step == schedule.steps
         if state.step == 0 or last or (schedule.eval_every and state.step % schedule.eval_every == 0):

@@ -51,7 +51,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
 def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
     """Everything whose reference log-prob some step or evaluation will need."""
     config, units = job.schedule, job.data.train
-    order = plan.Order(len(units), config.seed)
+    order = plan.order(units, config.seed, config.group_by_prompt)
     if config.steps * config.batch_size < len(units):  # a short run asks for what it reads, not for all
         yield from (units[i] for step in range(config.steps) for i in order.batch(step, config.batch_size))
         yield from job.sample
@@ -96,7 +96,8 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
     if objective.reference is None or not starts_from_reference(job):
         return
     units = job.data.train
-    batch = [units[i] for i in plan.Order(len(units), job.schedule.seed).batch(0, job.schedule.batch_size)]
+    order = plan.order(units, job.schedule.seed, job.schedule.group_by_prompt)
+    batch = [units[i] for i in order.batch(0, job.schedule.batch_size)]
     # A baseline from wrong figures would shift with them and hide what is wrong, and it is 0 where they are right.
     zero = torch.zeros((), device=objective.lm.device)
     for group in plan.microbatches(batch, objective.tokens_per_microbatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,8 +110,19 @@ def test_mismatched_is_a_rotation_of_the_responses():
     wrong = plan.mismatched(batch)
     assert [int(e.prompt[0]) for e in wrong] == [0, 1, 2]
     assert [len(e.responses[0]) for e in wrong] == [2, 3, 1]
-    room = len(batch[0].prompt) + 2
+    room = len(batch[0].prompt) + 2  # each prompt once: a rotation by one
     assert [len(e.responses[0]) for e in plan.mismatched(batch, room)] == [2, 2, 1]
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=12))
+def test_mismatched_responses_are_each_used_once_and_never_with_their_own_prompt(prompts):
+    """Pairs that KTO reads as two answers stand side by side: the next answer would be one to the same prompt."""
+    batch = [example(p, (1.0,), (p + 1,)) for p in prompts]
+    wrong = plan.mismatched(batch)
+    assert sorted(int(e.prompt[0]) for e in wrong) == sorted(prompts)
+    assert sorted(len(e.responses[0]) - 1 for e in wrong) == sorted(prompts)
+    if 2 * max(map(prompts.count, prompts)) <= len(prompts):
+        assert all(int(e.prompt[0]) != len(e.responses[0]) - 1 for e in wrong)
 
 
 # --- the held-out split --------------------------------------------------------------------------
@@ -158,6 +170,33 @@ def test_the_stream_is_epochs_that_are_permutations(size, seed, batch_size, step
     assert stream == plan.Order(size, seed).batch(0, len(stream)), "however it is cut, and with no memory"
 
 
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), seeds, st.integers(1, 50), st.integers(0, 20))
+def test_grouped_examples_of_a_prompt_stand_together_in_every_epoch(prompts, seed, batch_size, steps):
+    units = [example(p, (1.0, 0.0)) for p in prompts]
+    order = plan.order(units, seed, group_by_prompt=True)
+    stream = [i for step in range(steps) for i in order.batch(step, batch_size)]
+    assert stream == plan.order(units, seed, True).batch(0, len(stream)), "however it is cut, and with no memory"
+    plain = plan.order(units, seed).batch(0, len(stream))
+    for start in range(0, len(stream) - len(units) + 1, len(units)):
+        epoch, ungrouped = stream[start : start + len(units)], plain[start : start + len(units)]
+        assert sorted(epoch) == list(range(len(units)))
+        met = [prompts[i] for i in epoch]
+        assert [p for p, _ in itertools.groupby(met)] == list(dict.fromkeys(prompts[i] for i in ungrouped))
+        for prompt in set(prompts):
+            assert [i for i in epoch if prompts[i] == prompt] == [i for i in ungrouped if prompts[i] == prompt]
+
+
+def test_grouped_steps_have_fewer_tokens():
+    units = [example(p, (1.0, 0.0), (i + 1, 3)) for i in range(4) for p in range(8)]
+    steps = {
+        grouped: [[units[i] for i in plan.order(units, 0, grouped).batch(step, 8)] for step in range(4)]
+        for grouped in (False, True)
+    }
+    assert all(len(batch) == 8 for batches in steps.values() for batch in batches)
+    fewer, more = (sum(map(tokens, steps[grouped])) for grouped in (True, False))
+    assert fewer == tokens(units) < more, "grouped, every prompt is read once an epoch"
+
+
 def test_another_seed_or_epoch_is_another_order():
     first = plan.Order(100, 0).batch(0, 100)
     assert first != plan.Order(100, 1).batch(0, 100)
@@ -177,9 +216,9 @@ def batches(draw):
 
 
 def tokens(group: list[Encoded]) -> int:
-    """Tokens computed when each prompt is read once."""
-    prompts = {e.prompt_key: len(e.prompt) for e in group}
-    return sum(prompts.values()) + sum(len(r) for e in group for r in e.responses)
+    """Nodes of the tree that the whole sequences make."""
+    sequences = [tuple(map(int, (*e.prompt, *r))) for e in group for r in e.responses]
+    return len({s[: i + 1] for s in sequences for i in range(len(s))})
 
 
 @given(batches(), st.integers(1, 200))
@@ -187,7 +226,7 @@ def test_micro_batches_are_a_partition_near_the_budget(batch, budget):
     groups = plan.microbatches(batch, budget)
     assert sorted(id(e) for group in groups for e in group) == sorted(map(id, batch))
     assert all(groups)
-    longest = max(e.tokens for e in batch)
+    longest = max(tokens([e]) for e in batch)
     # Filling the lightest first, a group is at most one part above the average, which is at most the budget.
     assert all(tokens(group) <= budget + max(longest, budget) for group in groups)
 
@@ -204,6 +243,33 @@ def test_pairs_of_a_prompt_stay_together_where_they_fit(batch):
     groups = plan.microbatches(batch, budget)
     for prompt in {e.prompt_key for e in batch}:
         assert sum(any(e.prompt_key == prompt for e in group) for group in groups) == 1
+
+
+def test_turns_of_a_conversation_stay_together_and_are_counted_once():
+    """The prompt of the second turn is the prompt of the first with its answer."""
+    ids = lambda *tokens: np.array(tokens, np.int32)  # noqa: E731
+    talks = []
+    for talk in range(3):
+        first, answer, asked = ids(9, talk, 1, 1, 1, 1), ids(5, 5, 5, 5), ids(6)
+        turns = [first, np.concatenate([first, answer, asked])]
+        for i, prompt in enumerate(turns):
+            responses = (answer, ids(7))
+            scored = tuple(np.ones(len(r), bool) for r in responses)
+            talks.append(Encoded(prompt, responses, scored, (1.0, 0.0), f"{talk}", f"{talk}{i}", f"{talk}{i}"))
+    assert tokens(talks[:2]) == 17, "6 + 4 + 1, then 1 + 4 + 1: the second turn's prompt adds one token"
+    for budget in (17, 18, 30):
+        groups = plan.microbatches(talks[::2] + talks[1::2], budget)
+        assert [sorted(e.source for e in g) for g in groups] == [["0", "0"], ["1", "1"], ["2", "2"]] or budget == 30
+        assert max(tokens(g) for g in groups) <= 33
+    assert len(plan.microbatches(talks, 49)) == 1, "three times 16, and once the token that all begin with"
+
+
+def test_what_all_begin_with_leaves_less_room():
+    """A system prompt of 50 tokens is in every micro-batch, so that one of 60 has room for 10 more."""
+    system = np.full(50, 99, np.int32)
+    batch = [replace(e, prompt=np.concatenate([system, e.prompt])) for e in (example(p, (1.0, 0.0)) for p in range(6))]
+    groups = plan.microbatches(batch, 60)
+    assert len(groups) == 4 and max(tokens(g) for g in groups) <= 62
 
 
 # --- weights -------------------------------------------------------------------------------------
