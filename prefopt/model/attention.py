@@ -4,8 +4,9 @@ A tree falls into *runs*: stretches without a branch. What a run's queries see i
 root to it, then the run itself, causally. Along a path every depth occurs once, so the gathered keys
 stand at their positions, and the mask of a run is a plain band, whatever the tree: key k is visible to
 query q exactly when ``q - window < k <= q``. Short runs that follow one another are computed as one
-*block*, against the path to the first of them, under the mask of the rule itself. No T x T mask is
-ever built.
+*block*, against the path to the first of them, under the mask of the rule itself. Where all texts are
+short, so would the blocks be, and many; there the tree is cut into *stretches* of equal size, which are
+computed in one call. No T x T mask is ever built.
 
 On CUDA it is FlexAttention with a block mask of the same rule (flex.py).
 
@@ -35,6 +36,7 @@ from prefopt.model import flex
 NAME = "prefopt_tree"
 QUERIES_AT_ONCE = 1024  # bounds the mask of a long run: this many rows times its keys
 CALL = 4096  # query-key products that cost about as much as one more call
+STRETCH = 64  # nodes; a tree whose nodes have no longer a path above them is computed in such stretches on a CPU
 
 
 class Tree:
@@ -46,25 +48,50 @@ class Tree:
     """
 
     def __init__(self, subtree_end: Tensor):
-        end = subtree_end.numpy()
-        starts = np.flatnonzero(np.diff(end, prepend=-1))
-        self.lengths: list[int] = np.diff(starts, append=len(end)).tolist()
-        self.ancestors: list[list[int]] = []
-        path: list[int] = []
-        for run, start in enumerate(starts):
-            while path and end[starts[path[-1]]] <= start:
-                path.pop()
-            self.ancestors.append(list(path))
-            path.append(run)
-        self.blocks = self._blocks()
-        self._end, self._starts = end, starts
+        self._end = subtree_end.numpy()
+        self._starts = np.flatnonzero(np.diff(self._end, prepend=-1))
         self._masks: dict[tuple, Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
     @cached_property
+    def lengths(self) -> list[int]:
+        """Of each run."""
+        return np.diff(self._starts, append=len(self._end)).tolist()
+
+    @cached_property
+    def ancestors(self) -> list[list[int]]:
+        """The runs above each run."""
+        found: list[list[int]] = []
+        path: list[int] = []
+        for run, start in enumerate(self._starts):
+            while path and self._end[self._starts[path[-1]]] <= start:
+                path.pop()
+            found.append(list(path))
+            path.append(run)
+        return found
+
+    @cached_property
     def positions(self) -> np.ndarray:
-        """[T] the depth of each token."""
-        return np.concatenate([self._positions(run) for run in range(len(self.lengths))])
+        """[T] the depth of each token: how many of those before it have not ended."""
+        i = np.arange(len(self._end))
+        return i - np.searchsorted(np.sort(self._end), i, side="right")
+
+    @cached_property
+    def stretches(self) -> np.ndarray | None:
+        """[S, A + STRETCH] the path above a stretch's first node, then the stretch; -1 where none is.
+
+        None if a path is longer than a stretch, or all is one stretch.
+        """
+        first = np.arange(0, len(self._end), STRETCH)
+        longest = self.positions[first].max(initial=0)
+        if longest > STRETCH or len(first) < 2:
+            return None
+        nodes = np.full((len(first), longest + STRETCH), -1)
+        j = np.arange(len(self._end))
+        stretch, above = np.nonzero((j < first[:, None]) & (first[:, None] < self._end))
+        nodes[stretch, self.positions[above]] = above
+        nodes[j // STRETCH, longest + j % STRETCH] = j
+        return nodes
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """For FlexAttention; made once for all layers with this window."""
@@ -76,7 +103,8 @@ class Tree:
         """The runs whose keys a block needs: those above its first run, then its own."""
         return [*self.ancestors[block[0]], *block]
 
-    def _blocks(self) -> list[range]:
+    @cached_property
+    def blocks(self) -> list[range]:
         """Runs in groups: joined while what is computed in vain costs less than another call would."""
         blocks: list[range] = []
         alone = 0  # query-key products of the runs of the newest block, each for itself
@@ -107,16 +135,26 @@ class Tree:
 
         def sees() -> Tensor:
             key = np.concatenate([np.arange(self.lengths[r]) + self._starts[r] for r in self.path(block)])
-            position = np.concatenate([self._positions(r) for r in self.path(block)])
             queries = sum(self.lengths[r] for r in block)
-            i, at = key[-queries:, None], position[-queries:, None]
-            visible = (key <= i) & (i < self._end[key])
-            return torch.from_numpy(visible if window is None else visible & (at - position < window))
+            return torch.from_numpy(self._visible(key[-queries:, None], key, window))
 
         return self._kept((block, window), sees, like)
 
-    def _positions(self, run: int) -> np.ndarray:
-        return np.arange(self.lengths[run]) + sum(self.lengths[r] for r in self.ancestors[run])
+    def stretch_rule(self, window: int | None, like: Tensor) -> Tensor:
+        """[S, 1, STRETCH, A + STRETCH] additive mask of all stretches."""
+
+        def sees() -> Tensor:
+            assert self.stretches is not None
+            i, j = self.stretches[:, None, -STRETCH:, None], self.stretches[:, None, None, :]
+            # a query that is none sees all, and counts nowhere; one that saw nothing would be nan
+            return torch.from_numpy((i < 0) | ((j >= 0) & self._visible(i, j, window)))
+
+        return self._kept((STRETCH, window), sees, like)
+
+    def _visible(self, i: np.ndarray, j: np.ndarray, window: int | None) -> np.ndarray:
+        """The rule: whether token i sees token j."""
+        sees = (j <= i) & (i < self._end[j])
+        return sees if window is None else sees & (self.positions[i] - self.positions[j] < window)
 
     def _kept(self, name: tuple, sees: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The mask of that name, made once for all layers."""
@@ -138,6 +176,8 @@ def tree_attention(
     softcap: float | None = None,
 ) -> Tensor:
     """[1, heads, T, d] from query [1, heads, T, d] and key, value [1, heads, T, d]."""
+    if tree.stretches is not None and query.device.type == "cpu":
+        return _stretch_attention(tree, tree.stretches, query, key, value, scaling, window, softcap)
     # split, not slices: the backward of a split is one concatenation, that of each slice a full-size zero.
     keys, values = key.split(tree.lengths, dim=2), value.split(tree.lengths, dim=2)
     sizes = [sum(tree.lengths[r] for r in block) for block in tree.blocks]
@@ -150,6 +190,17 @@ def tree_attention(
         else:
             out.append(_attend(q, k, v, tree.rule(block, window, q), scaling, softcap))
     return torch.cat(out, dim=2)
+
+
+def _stretch_attention(tree, stretches, query, key, value, scaling, window, softcap) -> Tensor:
+    """All stretches in one call, each with a copy of the keys and values that it sees."""
+    heads, length, size = query.shape[1:]
+    q, k, v = (x[0].transpose(0, 1).reshape(length, -1) for x in (query, key, value))  # [T, heads · d]
+    seen = torch.from_numpy(stretches.clip(0).reshape(-1))
+    k, v = (x.index_select(0, seen).view(*stretches.shape, heads, size).transpose(1, 2) for x in (k, v))
+    q = F.pad(q, (0, 0, 0, len(stretches) * STRETCH - length)).view(-1, STRETCH, heads, size).transpose(1, 2)
+    out = _attend(q, k, v, tree.stretch_rule(window, query), scaling, softcap)
+    return out.transpose(1, 2).reshape(1, -1, heads, size)[:, :length].transpose(1, 2)
 
 
 def _run_attention(tree, q, k, v, scaling, window, softcap) -> Iterator[Tensor]:

@@ -92,6 +92,19 @@ def test_attention_on_runs_is_dense_attention_under_the_rule(batch_of, window, s
         check_attention(batch_of, window, softcap)
 
 
+@settings(deadline=None)
+@given(examples, st.sampled_from([None, 1, 2, 4]), st.sampled_from([None, 5.0]), st.sampled_from([1, 5, 8]))
+def test_attention_on_stretches_is_dense_attention_under_the_rule(batch_of, window, softcap, stretch):
+    with mock.patch.object(attention, "STRETCH", stretch):
+        check_attention(batch_of, window, softcap)
+
+
+def test_short_texts_are_computed_in_stretches_and_long_ones_in_runs():
+    short, long = ([encoded([1] * n, *([i] * 9 for i in range(2, 20)))] for n in (8, 80))
+    assert Tree(pack(short).subtree_end).stretches.shape == (3, 8 + attention.STRETCH)
+    assert Tree(pack(long).subtree_end).stretches is None
+
+
 def check_attention(batch_of, window, softcap):
     batch = pack(batch_of)
     size = batch.ids.shape[1]
@@ -113,6 +126,7 @@ def check_attention(batch_of, window, softcap):
 
 def test_a_long_run_is_computed_in_pieces(monkeypatch):
     monkeypatch.setattr(attention, "CALL", 0)
+    monkeypatch.setattr(attention, "STRETCH", 1)
     batch = pack([encoded([1] * 5, [2] * 40, [3] * 30)])
     q, k, v = (torch.randn(1, 1, batch.ids.shape[1], 4, generator=torch.Generator().manual_seed(s)) for s in range(3))
     whole = tree_attention(Tree(batch.subtree_end), q, k, v, window=11)
