@@ -17,7 +17,7 @@ from prefopt.model.quiet import quiet
 
 def load_tokenizer(name: str) -> Any:
     """UserError if there is none at ``name``."""
-    return _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+    return from_folder(AutoTokenizer.from_pretrained, name, "tokenizer")
 
 
 def check_reference(reference: str, model: str, tokenizer: Any) -> None:
@@ -28,7 +28,7 @@ def check_reference(reference: str, model: str, tokenizer: Any) -> None:
 
 def load_config(name: str) -> Any:
     """The model's configuration, without its weights."""
-    return _load(AutoConfig.from_pretrained, name, "model configuration")
+    return from_folder(AutoConfig.from_pretrained, name, "model configuration")
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
@@ -42,7 +42,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: in
     one answer from each other.
     """
     where = pick_device(device)
-    module = _load(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
+    module = from_folder(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
     with quiet():
@@ -75,7 +75,8 @@ def without_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def _load(from_pretrained: Any, name: str, what: str, **options: Any) -> Any:
+def from_folder(from_pretrained: Any, name: str, what: str, **options: Any) -> Any:
+    """What ``from_pretrained`` makes of a folder or hub name; UserError where there is no such ``what``."""
     path = Path(name).expanduser()
     local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir()  # else owner/name
     if local and not path.is_dir():
