@@ -93,8 +93,9 @@ class CPO(Loss):
 class Unlikelihood(Loss):
     """−log π(y_w|x) + α log π(y_l|x). [P], nats; without a lower bound.
 
-    A baseline of Rafailov et al. 2023, 2305.18290, sec. 6, after Welleck et al. 2019, 1908.04319. Rewards are
-    log π(y|x).
+    A baseline of Rafailov et al. 2023, 2305.18290, sec. 6: the probability of y_w up, that of y_l down, as whole
+    responses. Welleck et al. 2019, 1908.04319, who named it, use −log(1 − p) for each token, which is bounded; the
+    paper says nothing of tokens. Rewards are log π(y|x).
     """
 
     alpha: float = 0.1
