@@ -13,6 +13,7 @@ from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.probe import probe
 from prefopt.model.quiet import quiet
+from prefopt.model.subnormal import flushed_to_zero
 
 
 def load_tokenizer(name: str) -> Any:
@@ -31,6 +32,7 @@ def load_config(name: str) -> Any:
     return from_folder(AutoConfig.from_pretrained, name, "model configuration")
 
 
+@flushed_to_zero()  # here, since torch's worker threads begin with this
 def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
     """A causal LM ready to be trained or scored, read in the fastest way that gives its own numbers.
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 from prefopt.data import plan
+from prefopt.model.subnormal import flushed_to_zero
 from prefopt.train.guard import Guard
 from prefopt.train.metrics import Metrics
 from prefopt.train.objective import Objective
@@ -83,6 +84,7 @@ def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hook
         hooks.pause(state.step)
 
 
+@flushed_to_zero()
 def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedule) -> dict[str, float]:
     """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing."""
     began = time.perf_counter()
