@@ -83,7 +83,8 @@ class LanguageModel:
         self.module.train()  # transformers recomputes in training mode only; there is no dropout left to differ
 
     @cached_property
-    def _takes_positions(self) -> bool:
+    def takes_positions(self) -> bool:
+        """Whether the model is told positions; others count for themselves."""
         return "position_ids" in inspect.signature(self.bare.forward).parameters
 
     def pack(self, examples: Sequence[Encoded]) -> PackedBatch:
@@ -98,7 +99,7 @@ class LanguageModel:
                 logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
                 token = token_logps(logits[batch.source], lambda h: h, batch.target, vocabulary)
             else:
-                token = token_logps(self._hidden(batch)[batch.source], self._head(), batch.target, vocabulary)
+                token = token_logps(self.hidden(batch)[batch.source], self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
     @torch.no_grad()
@@ -106,7 +107,7 @@ class LanguageModel:
         """``logprobs`` without a gradient."""
         return self.logprobs(batch)
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
+    def hidden(self, batch: PackedBatch) -> Tensor:
         """[T, H] (or [R·L, H]): what the head reads."""
         body = self.bare.base_model
         if batch.subtree_end is None:
@@ -116,7 +117,7 @@ class LanguageModel:
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:
         inputs: dict[str, Tensor | bool] = {"input_ids": batch.ids, "use_cache": False}
-        if self._takes_positions:
+        if self.takes_positions:
             inputs["position_ids"] = batch.positions.clamp(min=0)
         if batch.subtree_end is None:
             inputs["attention_mask"] = (batch.positions >= 0).long()

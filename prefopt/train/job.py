@@ -49,7 +49,7 @@ class Job:
         if loss.needs_baseline and config.batch_size < 2:
             raise UserError(f"--batch-size 1: {loss} compares each answer with another one of its step, so it needs 2")
         tokenizer = load_tokenizer(config.model)
-        reference = config.reference if isinstance(config, settings.Train) else None
+        reference = getattr(config, "reference", None)
         if reference is not None:
             check_reference(reference, config.model, tokenizer)
         length = length_limit(config.max_length, config.model, reference)
@@ -85,13 +85,13 @@ class Job:
 
     @property
     def verb(self) -> str:
-        return "sft" if isinstance(self.config, settings.SFT) else "train"
+        return type(self.config).__name__.lower()
 
     @property
     def method(self) -> str:
-        """The loss by its name."""
+        """The loss by its name, or what there is instead of one."""
         if not isinstance(self.config, settings.Train):
-            return "sft"
+            return self.verb
         loss = self.config.loss
         return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -62,11 +63,26 @@ class Hooks:
     pause: Callable[[int], None] = field(default=lambda step: None)
 
 
-def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> None:
+class Stepping(Protocol):
+    """A state that knows how many steps are done."""
+
+    step: int
+
+
+S = TypeVar("S", bound=Stepping)
+
+
+def fit(
+    state: S,
+    units: Sequence[Encoded],
+    schedule: Schedule,
+    hooks: Hooks,
+    take: Callable[[S, Sequence[Encoded], Schedule], dict[str, float]] | None = None,
+) -> None:
     """Train until ``schedule.steps``, with an evaluation before the first, after the last, and every so many between.
 
-    A checkpoint comes before the evaluation of its step, which may take long; a run that resumes
-    from it makes that evaluation again.
+    ``take`` is what a step does with a batch, and by default `train_step`. A checkpoint comes before the evaluation
+    of its step, which may take long; a run that resumes from it makes that evaluation again.
     """
     order = plan.order(units, schedule.seed, schedule.group_by_prompt)
     while True:
@@ -76,7 +92,7 @@ def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hook
         if last:
             return
         batch = [units[i] for i in order.batch(state.step, schedule.batch_size)]
-        values = train_step(state, batch, schedule)
+        values = (take or train_step)(state, batch, schedule)  # type: ignore[arg-type]
         state.step += 1
         hooks.log(state.step, values)
         if state.step == schedule.steps or state.step % schedule.save_every == 0:

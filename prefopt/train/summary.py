@@ -118,6 +118,8 @@ def _changes(run: Run) -> list[str]:
             parts.append(f"reward accuracy {_accuracy(after)}{_among(after)}")
         if "rewards/margins" in after:
             parts.append(f"mean margin {after['rewards/margins']:+.3f}")
+        if "reward" in before and "reward" in after:
+            parts.append(f"mean reward {before['reward']:.3f} → {after['reward']:.3f} at KL {after['kl']:.2f} nats")
         if parts:
             lines.append(f"{name}: {'; '.join(parts)}.")
     name, before, after = run.judged
@@ -345,7 +347,9 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("mean margin", "rewards/margins", "+.3f"),
     ("log p(chosen)", "logps/chosen", ".1f"),
     ("log p(rejected)", "logps/rejected", ".1f"),
+    ("mean reward", "reward", "+.3f"),
     ("KL to the reference", "kl", ".2f"),
+    ("response length", "response_length", ".1f"),
     ("pairs", "pairs", ",.0f"),
     ("examples", "examples", ",.0f"),
 )

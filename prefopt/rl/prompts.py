@@ -1,0 +1,75 @@
+"""What is asked in PPO: the prompts of any data, without their responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from prefopt.config import PPO
+from prefopt.data import plan
+from prefopt.data.encode import Draft, Encoder, fit
+from prefopt.errors import UserError
+from prefopt.generate import Prompt
+from prefopt.sample import prompts
+from prefopt.train.prepare import Prepared
+from prefopt.types import Encoded, Example
+
+
+@dataclass(frozen=True)
+class Asked(Prepared):
+    """``train`` and ``held_out`` have no responses yet. ``texts``: what each prompt reads, by its key."""
+
+    texts: Mapping[str, Prompt] = field(default_factory=dict)
+    answer: int = 0
+    """tokens that an answer may have"""
+
+    @property
+    def longest(self) -> int:
+        return max(len(example.prompt) for example in [*self.train, *self.held_out]) + self.answer
+
+
+def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, note: Callable[[str], None]) -> Asked:
+    """The different prompts of ``config.data``, those that leave room for an answer. UserError where there are none."""
+    encoder = Encoder(tokenizer, max_length, config.overlong)
+    texts: dict[str, Prompt] = {}
+
+    def asked(specs: Sequence[str]) -> list[Encoded]:
+        examples = prompts(specs, config.format, note)
+        found = encode(encoder, examples, config.max_new_tokens)
+        texts.update((encoded.prompt_key, example.prompt) for encoded, example in found)
+        if len(found) < len(examples):
+            note(
+                f"{len(examples) - len(found):,} prompts leave no room for --max-new-tokens {config.max_new_tokens} "
+                f"within {max_length} tokens, and are dropped: --overlong cut-prompt cuts their beginning"
+            )
+        if not found:
+            raise UserError(
+                f"{', '.join(specs)}: no prompt leaves room for --max-new-tokens {config.max_new_tokens} within "
+                f"{max_length} tokens: lower it, or use --overlong cut-prompt"
+            )
+        return [encoded for encoded, _ in found]
+
+    train, held_out = asked(config.data), asked(config.eval_data) if config.eval_data else []
+    if config.eval_fraction:
+        train, held_out = plan.split(train, config.eval_fraction, config.seed)
+        if not train:
+            raise UserError(f"--eval-fraction {config.eval_fraction:g} holds out every prompt: lower it")
+        if not held_out:
+            note(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
+    return Asked(train, held_out, texts=texts, answer=config.max_new_tokens)
+
+
+def encode(encoder: Encoder, examples: Sequence[Example], answer: int) -> list[tuple[Encoded, Example]]:
+    """Each prompt as the policy reads it, if it leaves room for an answer of so many tokens, or can be cut to."""
+    room = None if encoder.max_length is None else encoder.max_length - answer
+    found = []
+    for i, ids in enumerate(encoder.prompts([example.prompt for example in examples])):
+        draft = Draft(i, ids, [ids[:0]], [])
+        fitted = fit(draft, room, encoder.overlong, encoder.head(draft)).draft
+        if fitted is not None:
+            key = xxhash.xxh3_128_hexdigest(fitted.prompt.tobytes())
+            found.append((Encoded(fitted.prompt, (), (), (), examples[i].source, key, key), examples[i]))
+    return found
