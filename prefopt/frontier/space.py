@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from prefopt.model.tree import grow
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseTree:
@@ -52,21 +54,13 @@ class ResponseTree:
             row[len(prompt) : len(prompt) + len(response)] = response
 
         order = np.lexsort(rows.T[::-1])
-        rows, last = rows[order], len(prompt) + length[order] - 1
-        # A row of the sorted table begins a new node wherever its prefix differs from the row above.
-        differs = np.ones(rows.shape, bool)
-        differs[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
-        if not differs[:, -1].all():
+        nodes = grow(rows[order])
+        end = nodes.node[np.arange(len(rows)), len(prompt) + length[order] - 1]
+        if len(np.unique(end)) < len(end):
             raise ValueError("two responses are equal")
-        new = differs & (rows >= 0)
-        node = np.where(new, np.cumsum(new).reshape(new.shape) - 1, -1)
-        node = np.maximum.accumulate(node, axis=0)  # where nothing new begins, the row above's node goes on
-
-        row, depth = np.nonzero(new)
-        parent = np.where(depth > 0, node[row, depth - 1], -1)
         leaf = np.empty(len(rows), np.int64)
-        leaf[order] = node[np.arange(len(rows)), last]
-        return cls(rows[row, depth], depth, parent, _subtree_ends(differs, new)[new], leaf, len(prompt), end_token)
+        leaf[order] = end
+        return cls(nodes.ids, nodes.depth, nodes.parent, nodes.subtree_end, leaf, len(prompt), end_token)
 
     @property
     def source(self) -> np.ndarray:
@@ -97,15 +91,6 @@ class ResponseTree:
             nodes = np.flatnonzero(self.depth == depth)
             total[nodes] += total[self.parent[nodes]]
         return total[self.leaf] + token_logps[inner:]
-
-
-def _subtree_ends(differs: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """For each cell of the sorted table, the first node of the next row that differs at or before its depth."""
-    rows = len(differs)
-    first_node = np.append(0, np.cumsum(new.sum(1)))  # [Y + 1] nodes begun before each row
-    begins = np.where(differs, np.arange(rows)[:, None], rows)
-    later = np.minimum.accumulate(begins[::-1], axis=0)[::-1]  # this row's or a later one
-    return first_node[np.vstack([later[1:], np.full((1, differs.shape[1]), rows)])]
 
 
 NODES_AT_ONCE, STRETCHES_AT_ONCE = 128, 32

@@ -11,11 +11,11 @@ The last token of a response is predicted but never read, so it is not part of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from prefopt.data.prefixes import common, string
 from prefopt.types import Encoded, PackedBatch
 
 
@@ -31,26 +31,49 @@ def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Pac
     >>> batch.source.tolist(), batch.target.tolist(), batch.owner.tolist()
     ([1, 2, 1, 3, 4], [67, 2, 68, 69, 2], [0, 0, 1, 1, 1])
     """
-    sequences, scored = _sequences(examples)
-    order = sorted(range(len(sequences)), key=lambda r: string(sequences[r]))
-    room = sum(map(len, sequences))
-    ids, positions, subtree_end = (np.empty(room, np.int64) for _ in range(3))
-    path = np.empty(max(map(len, sequences), default=0), np.int64)  # node at each depth of the newest sequence
-    paths: list[np.ndarray] = [path] * len(sequences)
-    size, before = 0, np.empty(0, np.int32)
-    for r in order:
-        tokens = sequences[r]
-        shared = common(before, tokens)
-        subtree_end[path[shared : len(before)]] = size  # the branch that is left here ends here
-        added = len(tokens) - shared
-        ids[size : size + added] = tokens[shared:]
-        positions[size : size + added] = np.arange(shared, len(tokens))
-        path[shared : len(tokens)] = np.arange(size, size + added)
-        size, before = size + added, tokens
-        paths[r] = path[: len(tokens)].copy()
-    subtree_end[path[: len(before)]] = size
-    source = [paths[r][at - 1] for r, (at, _) in enumerate(scored)]
-    return _batch(ids[None, :size], positions[None, :size], subtree_end[:size], source, scored, device)
+    rows, scored = _rows(examples)
+    order = np.argsort(_sortable(rows), kind="stable")
+    nodes = grow(rows[order])
+    node = np.empty_like(nodes.node)
+    node[order] = nodes.node  # [R, L] in the order given
+    source = node[scored.owner, scored.at - 1]
+    return _batch(nodes.ids[None], nodes.depth[None], nodes.subtree_end, source, scored, device)
+
+
+class Nodes(NamedTuple):
+    """A tree of M nodes in depth-first order: ``ids``, ``depth``, ``parent`` (-1: none) and ``subtree_end`` [M].
+
+    ``node`` [R, L]: which of them each token of the sequences is; meaningless behind their ends.
+    """
+
+    ids: np.ndarray
+    depth: np.ndarray
+    parent: np.ndarray
+    subtree_end: np.ndarray
+    node: np.ndarray
+
+
+def grow(rows: np.ndarray) -> Nodes:
+    """The tree of R sequences of up to L tokens, sorted, -1 behind their ends: ``rows`` [R, L].
+
+    >>> tree = grow(np.array([[5, 6, -1], [5, 6, 7], [8, -1, -1]]))
+    >>> tree.ids.tolist(), tree.depth.tolist(), tree.subtree_end.tolist()
+    ([5, 6, 7, 8], [0, 1, 2, 0], [3, 3, 3, 4])
+    """
+    # A row of the sorted table begins a new node wherever its prefix differs from the row above.
+    differs = np.ones(rows.shape, bool)
+    differs[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
+    new = differs & (rows >= 0)
+    node = np.where(new, np.cumsum(new).reshape(new.shape) - 1, -1)
+    node = np.maximum.accumulate(node, axis=0)  # where nothing new begins, the row above's node goes on
+    row, depth = np.nonzero(new)
+    # A subtree ends with the first node of the next row that differs at its depth or before.
+    first_node = np.append(0, np.cumsum(new.sum(1)))  # [R + 1] nodes begun before each row
+    begins = np.where(differs, np.arange(len(rows))[:, None], len(rows))
+    later = np.minimum.accumulate(begins[::-1], axis=0)[::-1]  # this row's or a later one
+    following = np.append(later, np.full((1, rows.shape[1]), len(rows)), axis=0)[row + 1, depth]
+    parent = np.where(depth > 0, node[row, depth - 1], -1)
+    return Nodes(rows[row, depth], depth, parent, first_node[following], node)
 
 
 def pack_rows(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> PackedBatch:
@@ -60,31 +83,58 @@ def pack_rows(examples: Sequence[Encoded], device: torch.device | str = "cpu") -
     >>> pack_rows([Encoded(A, (answer,), (np.ones(2, bool),), (None,), "", "", "")]).ids.tolist()
     [[65, 67]]
     """
-    sequences, scored = _sequences(examples)
-    width = max(map(len, sequences))
-    ids = np.zeros((len(sequences), width), np.int64)
-    for r, tokens in enumerate(sequences):
-        ids[r, : len(tokens)] = tokens
-    lengths = np.array([len(s) for s in sequences])
+    rows, scored = _rows(examples)
+    width = rows.shape[1]
     # Padding has no position of its own: -1 marks it, and the model's attention mask is made from that.
-    positions = np.where(np.arange(width) < lengths[:, None], np.arange(width), -1)
-    source = [r * width + at - 1 for r, (at, _) in enumerate(scored)]
-    return _batch(ids, positions, None, source, scored, device)
+    positions = np.where(rows < 0, -1, np.arange(width))
+    return _batch(rows.clip(0), positions, None, scored.owner * width + scored.at - 1, scored, device)
 
 
-def _sequences(examples: Sequence[Encoded]) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
-    """Per response: the tokens the model reads, and (where in it, which id) each scored token is."""
-    sequences, scored = [], []
-    for example in examples:
-        for response, mask in zip(example.responses, example.scored, strict=True):
-            whole = np.concatenate([example.prompt, response])
-            at = len(example.prompt) + np.flatnonzero(mask)
-            assert len(at) and at[0] > 0, (
-                f"{example.source}: nothing is scored, or there is no context for its first token"
-            )
-            sequences.append(whole[: at[-1]])
-            scored.append((at, whole[at]))
-    return sequences, scored
+class Scored(NamedTuple):
+    """Of N scored tokens whose response's they are, where in its sequence they stand, and which: [N] each."""
+
+    owner: np.ndarray
+    at: np.ndarray
+    target: np.ndarray
+
+
+def _rows(examples: Sequence[Encoded]) -> tuple[np.ndarray, Scored]:
+    """What the model reads, [R, L]: prompt and response up to the last scored token, then -1; and what it predicts."""
+    prompts = [example.prompt for example in examples for _ in example.responses]
+    responses = [response for example in examples for response in example.responses]
+    before, length = (np.array([len(part) for part in parts]) for parts in (prompts, responses))
+    rows = np.full((len(responses), (before + length).max()), -1)
+    owner, at = _places(before)
+    rows[owner, at] = np.concatenate(prompts)
+    owner, at = _places(length)
+    at, ids = at + before[owner], np.concatenate(responses)
+    rows[owner, at] = ids
+    asked = np.concatenate([mask for example in examples for mask in example.scored])
+    scored = Scored(owner[asked], at[asked], ids[asked])
+    number = np.bincount(scored.owner, minlength=len(rows))
+    assert number.all() and scored.at.min() > 0, (
+        f"{examples[0].source} and others: nothing is scored, or there is no context for the first token"
+    )
+    last = scored.at[np.cumsum(number) - 1]
+    width = last.max()
+    rows = rows[:, :width]
+    rows[np.arange(width) >= last[:, None]] = -1
+    return rows, scored
+
+
+def _places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For so many things one after the other: whose each is, and its place among its owner's.
+
+    >>> [places.tolist() for places in _places(np.array([2, 3]))]
+    [[0, 0, 1, 1, 1], [0, 1, 0, 1, 2]]
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return owner, np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+
+
+def _sortable(rows: np.ndarray) -> np.ndarray:
+    """[R] strings of bytes that sort as the rows of ids [R, L] do, shorter ones first."""
+    return np.ascontiguousarray(rows + 1, ">u4").view(f"S{4 * rows.shape[1]}")[:, 0]
 
 
 def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:
@@ -95,10 +145,10 @@ def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:
         ids=to(ids),
         positions=to(positions),
         subtree_end=None if subtree_end is None else torch.from_numpy(subtree_end),
-        source=to(np.concatenate(source)),
-        target=to(np.concatenate([ids for _, ids in scored])),
-        owner=to(np.repeat(np.arange(len(scored)), [len(at) for at, _ in scored])),
-        responses=len(scored),
+        source=to(source),
+        target=to(scored.target),
+        owner=to(scored.owner),
+        responses=int(scored.owner[-1]) + 1,
     )
 
 
