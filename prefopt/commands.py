@@ -82,7 +82,9 @@ COMMANDS = {
     "new-model": Command(config.NewModel, "prefopt.model.new:run"),
     "sft": Command(config.SFT, "prefopt.train.run:sft", trains=True),
     "train": Command(config.Train, "prefopt.train.run:train", trains=True),
+    "ppo": Command(config.PPO, "prefopt.rl.run:ppo", trains=True),
     "sweep": Command(config.Sweep, "prefopt.frontier.sweep:run", trains=True),
+    "sample": Command(config.Sample, "prefopt.sample:run"),
     "score": Command(config.Score, "prefopt.score:run"),
     "report": Command(config.Report, "prefopt.report:run", rest="runs"),
 }

@@ -225,6 +225,62 @@ class Train(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PPO(Training):
+    """Tune a model on a reward: PPO on its own responses, with a KL penalty."""
+
+    data: tuple[str, ...]
+    """prompts: any data that prefopt reads, or JSONL with prompt alone"""
+    reward: str
+    """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
+    reference: str | None = None
+    """by default the model that training starts from"""
+    batch_size: int = 32
+    """prompts per step, each answered --samples times"""
+    samples: int = 4
+    """responses to each prompt"""
+    max_new_tokens: int = 128
+    """longest response"""
+    kl_coef: float = 0.05
+    """β, the weight of the KL penalty; where it begins, with --target-kl"""
+    target_kl: float | None = None
+    """adapt β, so that the KL comes to so many nats a response"""
+    horizon: int = 10_000
+    """responses over which β adapts"""
+    passes: int = 4
+    """how often a step's responses are learned from"""
+    minibatches: int = 4
+    """updates in a pass"""
+    missing_eos_penalty: float = 1.0
+    """taken off the reward of a response that does not end"""
+    gae_lambda: float = 0.95
+    """λ of the advantages: 1 trusts what was seen, 0 the value model"""
+    clip_ratio: float = 0.2
+    """how far a token's probability may move in a step"""
+    clip_value: float = 0.2
+    """how far the value model's forecast may move in a step"""
+    value_rate: float = 10.0
+    """the value model's learning rate, as a multiple of the policy's"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive(self, "samples", "max_new_tokens", "target_kl", "horizon", "passes", "minibatches")
+        _positive(self, "clip_ratio", "clip_value", "value_rate")
+        _not_negative(self, "kl_coef", "missing_eos_penalty")
+        if not 0 <= self.gae_lambda <= 1:
+            raise SettingError("gae_lambda", f"must be between 0 and 1, not {self.gae_lambda}")
+        if self.minibatches > self.batch_size:
+            raise SettingError("minibatches", f"must be at most --batch-size, which is {self.batch_size}")
+        if self.target_kl is None:
+            _needs(self, "horizon", "is about adapting β: add --target-kl")
+        elif not self.kl_coef:
+            raise SettingError("kl_coef", "must be above 0 with --target-kl, since β adapts by factors")
+        if self.overlong == "cut-response":
+            raise SettingError("overlong", "cut-response has no effect: responses end at --max-new-tokens")
+        for key in ("group_by_prompt", "train_on"):
+            _needs(self, key, "has no effect: PPO reads prompts only")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep(Train):
     """Train once for each combination of settings, and place the runs between reward and KL."""
 
@@ -273,6 +329,73 @@ def axes(grid: Sequence[str]) -> dict[str, list[str]]:
     if not found:
         raise SettingError("grid", "is empty: name a key and its values, such as beta=0.1,1")
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Responses to a file of prompts, from a model or a server."""
+
+    data: tuple[str, ...]
+    """prompts: any data that prefopt reads, or JSONL with prompt alone"""
+    out: Path
+    """JSONL file to write, one line per response"""
+    model: str | None = None
+    """folder or hub name of the model"""
+    server: str | None = None
+    """or: address of an OpenAI-compatible server, such as http://localhost:8000"""
+    server_model: str | None = None
+    """what the server calls its model"""
+    n: int = 1
+    """responses to each prompt"""
+    temperature: float = 1.0
+    """0 is greedy"""
+    top_p: float = 1.0
+    """share of the probability that is drawn from"""
+    top_k: int = 0
+    """number of tokens that is drawn from; 0: all"""
+    max_new_tokens: int = 256
+    """longest response"""
+    realign: float | None = None
+    """λ: decode from π_ref^(1-λ) π^λ, token by token"""
+    reference: str | None = None
+    """π_ref of --realign"""
+    best_of: int | None = None
+    """draw so many for each response, and keep the one with the highest reward"""
+    reward: str | None = None
+    """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
+    batch_size: int = 32
+    """responses generated at once; of a server, prompts asked at once"""
+    seed: int = 0
+    """decides all that is drawn"""
+    format: str | None = None
+    """layout of the data, when it cannot be guessed"""
+    dtype: Dtype = "auto"
+    """auto: bfloat16 where the GPU has it, else float32"""
+    device: Device = "auto"
+    """where to compute"""
+    resume: bool = False
+    """continue the file in --out where it ends"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "n", "top_p", "max_new_tokens", "best_of", "batch_size")
+        _not_negative(self, "temperature", "top_k", "realign", "seed")
+        if self.top_p > 1:
+            raise SettingError("top_p", f"must be at most 1, not {self.top_p}")
+        if (self.model is None) == (self.server is None):
+            raise SettingError("model", "or --server: name one of them, and not both")
+        if (self.server is None) != (self.server_model is None):
+            raise SettingError("server_model", "and --server go together: what does the server call its model?")
+        if self.server is not None and self.realign is not None:
+            raise SettingError("realign", "needs the model's own probabilities, which a server does not give")
+        if (self.realign is None) != (self.reference is None):
+            raise SettingError("realign", "and --reference go together: name the weight and the model")
+        if self.temperature == 0:
+            for key in ("top_p", "top_k", "best_of"):
+                _needs(self, key, "has no effect on greedy responses: drop it, or set --temperature above 0")
+            if self.n > 1:
+                raise SettingError("n", "greedy responses would all be the same: set --temperature above 0")
+        if self.best_of is not None and self.reward is None:
+            raise SettingError("best_of", "needs --reward, to know which is the best")
 
 
 @dataclass(frozen=True, kw_only=True)

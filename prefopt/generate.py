@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
@@ -29,14 +29,29 @@ class Generator(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Realign:
+    """Decoding from π_ref^(1−λ) π^λ, normalized token by token: 0 is the reference, 1 the policy, above 1 goes beyond.
+
+    Of a policy that was tuned with β it is, token by token, the one with β/λ. Liu et al. 2024, 2402.02992.
+    """
+
+    reference: LanguageModel
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(f"realign must be at least 0, not {self.weight}")
+
+
 @dataclass(frozen=True)
 class TransformersGenerator:
     """Generates with transformers' own ``generate``, in batches padded at the left.
 
     A prompt is encoded as in training. ``temperature=0`` is greedy; above it ``top_p`` is the share of the mass
-    that is drawn from. Equal ``seed``, prompts, ``n`` and ``batch_size``, equal responses; the caller's random
-    state is left as it was. UserError where a prompt leaves no room for ``max_new_tokens``, or more than one
-    greedy response is asked for.
+    and ``top_k`` the number of tokens (0: all) that is drawn from, and ``realign`` mixes a reference in. Equal
+    ``seed``, prompts, ``n`` and ``batch_size``, equal responses; the caller's random state is left as it was.
+    UserError where a prompt leaves no room for ``max_new_tokens``, or more than one greedy response is asked for.
     """
 
     lm: LanguageModel
@@ -46,11 +61,14 @@ class TransformersGenerator:
     max_new_tokens: int = 256
     batch_size: int = 32
     seed: int = 0
+    top_k: int = 0
+    realign: Realign | None = None
 
     def __post_init__(self) -> None:
         for name, right in (
             ("temperature", self.temperature >= 0),
             ("top_p", 0 < self.top_p <= 1),
+            ("top_k", self.top_k >= 0),
             ("max_new_tokens", self.max_new_tokens > 0),
             ("batch_size", self.batch_size > 0),
         ):
@@ -89,13 +107,20 @@ class TransformersGenerator:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = prompt
             read[row, width - len(prompt) :] = 1
+        mask = torch.from_numpy(read).to(self.lm.device)
+        mixed = LogitsProcessorList([_Mixed(self.realign, mask)] if self.realign else [])
         with _undisturbed(self.lm) as model:
             written = model.generate(
                 input_ids=torch.from_numpy(ids).to(self.lm.device),
-                attention_mask=torch.from_numpy(read).to(self.lm.device),
+                attention_mask=mask,
                 generation_config=self._settings,
+                logits_processor=mixed,
             )
         return [self._ended(row[width:]) for row in written.cpu().numpy().astype(np.int32)]
+
+    def is_whole(self, ids: np.ndarray) -> bool:
+        """Whether a response came to its end token, not to the limit."""
+        return len(ids) > 0 and int(ids[-1]) in self._ends
 
     def _ended(self, ids: np.ndarray) -> np.ndarray:
         """Without the padding behind the first end token."""
@@ -104,7 +129,7 @@ class TransformersGenerator:
 
     @cached_property
     def _settings(self) -> GenerationConfig:
-        drawn: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        drawn: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=self.temperature > 0,
@@ -135,6 +160,29 @@ class TransformersGenerator:
                 f"a prompt of {longest} tokens leaves no room for {self.max_new_tokens} more: the model takes {limit}; "
                 "lower max_new_tokens"
             )
+
+
+class _Mixed(LogitsProcessor):
+    """Puts (1−λ) log π_ref + λ log π in place of log π; the reference reads along with a cache of its own."""
+
+    def __init__(self, realign: Realign, mask: torch.Tensor):
+        self.realign, self.mask = realign, mask
+        self.cache: Any = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """[rows, L] ids so far and [rows, V] logits of the policy -> [rows, V], up to a constant a row."""
+        weight, reference = self.realign.weight, self.realign.reference
+        fresh = input_ids if self.cache is None else input_ids[:, -1:]
+        if self.cache is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(fresh), 1)], 1)
+        inputs = {"input_ids": fresh, "attention_mask": self.mask}
+        if reference.takes_positions:
+            inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
+        with reference.computing():
+            out = reference.bare(**inputs, past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        theirs = out.logits[:, -1].float().log_softmax(-1)
+        return (1 - weight) * theirs + weight * scores.float().log_softmax(-1)
 
 
 @contextmanager

@@ -1,0 +1,248 @@
+"""``prefopt sample``: responses to a file of prompts, or the best of several.
+
+One JSON object for each response, in the order of the prompts, which prefopt reads back as prompt and completion:
+
+    {"prompt": "2+2=", "completion": " 4", "ended": true, "reward": 0.7, "source": "prompts.jsonl:1"}
+
+``ended``: it came to its end, not to --max-new-tokens. The settings stand beside the file, in ``out.jsonl.yaml``.
+Prompts are answered a group at a time, each group with a seed of its own, and a group is written as a whole: a run
+that was stopped and continued writes what one that was not stopped writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefopt import config as settings
+from prefopt.config import Sample
+from prefopt.data.encode import Encoder
+from prefopt.data.formats.columns import MESSAGES, TEXT
+from prefopt.data.formats.conversation import turns
+from prefopt.data.formats.layout import Layout
+from prefopt.data.mix import open_source
+from prefopt.data.read import read_rows
+from prefopt.errors import RunFailed, UserError
+from prefopt.generate import Prompt, Realign, TransformersGenerator
+from prefopt.model.load import check_reference, load_model, load_tokenizer
+from prefopt.rl.rewards import Reward, load_reward
+from prefopt.server import Sampled, ServerGenerator
+from prefopt.train.display import Display
+from prefopt.train.job import length_limit
+from prefopt.types import Example, Finding
+
+GROUP = 4
+"""batches in a group: enough to put prompts of one length together, few enough to lose little when stopped"""
+MAY_CHANGE = {"resume", "device"}
+
+Draw = Callable[[Sequence[Prompt], int, int], list[list[Sampled]]]
+"""prompts, responses to each, and the number of the first prompt -> the responses"""
+
+
+def run(config: Sample) -> int:
+    """Writes ``config.out`` and returns exit code 0. UserError, RunFailed as everywhere; what is written stays."""
+    with Display(0, "sample") as display:
+        asked = prompts(config.data, config.format, display.note)
+        if config.model:
+            asked = _with_room(config, asked, display.note)
+        begun = _begun(config, asked)
+        draw = _server(config) if config.server else _model(config, display)
+        reward = load_reward(config.reward, config.dtype, config.device) if config.reward else None
+        size = max(1, GROUP * config.batch_size // (config.n * (config.best_of or 1)))
+        done = size * (begun // (size * config.n)) if begun < len(asked) * config.n else len(asked)
+        _cut(config.out, done * config.n)
+        if begun:
+            display.note(f"{config.out}: {done:,} of {len(asked):,} prompts are answered already")
+        with display.pass_("prompts", len(asked)) as advance, open(config.out, "a", encoding="utf-8") as file:
+            advance(done)
+            for start in range(done, len(asked), size):
+                group = asked[start : start + size]
+                rows = answer(group, draw, config.n, start, config.best_of, reward)
+                try:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                    file.flush()
+                except OSError as error:
+                    raise RunFailed(
+                        f"{config.out}: cannot be written ({error.strerror}); --resume continues"
+                    ) from error
+                advance(len(group))
+        display.note(f"{len(asked) * config.n:,} responses to {len(asked):,} prompts in {config.out}")
+    return 0
+
+
+def prompts(
+    specs: Sequence[str], format: str | None = None, note: Callable[[str], None] = lambda _: None
+) -> list[Example]:
+    """The different prompts of these data, each where it stands first; of a row with only a ``prompt``, that.
+
+    UserError where there is none; ``note`` hears of rows that cannot be read.
+    """
+    found: dict[Prompt, Example] = {}
+    findings: list[Finding] = []
+    for item in itertools.chain.from_iterable(_examples(spec, format) for spec in specs):
+        if isinstance(item, Finding):
+            findings.append(item)
+        else:
+            found.setdefault(item.prompt, item)
+    if not found:
+        raise UserError(f"{', '.join(specs)}: there is no prompt in it{f', {findings[0]}' if findings else ''}")
+    if findings:
+        note(f"{len(findings):,} rows cannot be read and get no response, the first at {findings[0]}")
+    return list(found.values())
+
+
+def _with_room(config: Sample, asked: list[Example], note: Callable[[str], None]) -> list[Example]:
+    """The prompts that leave room for a response."""
+    assert config.model is not None
+    limit = length_limit(None, config.model, config.reference)
+    if limit is None:
+        return asked
+    lengths = map(len, Encoder(load_tokenizer(config.model)).prompts([example.prompt for example in asked]))
+    kept = [e for e, length in zip(asked, lengths, strict=True) if length + config.max_new_tokens <= limit]
+    if not kept:
+        raise UserError(f"no prompt leaves room for --max-new-tokens {config.max_new_tokens}: {limit} tokens are all")
+    if len(kept) < len(asked):
+        note(f"{len(asked) - len(kept):,} prompts get no response: with it they may exceed the model's {limit} tokens")
+    return kept
+
+
+def _examples(spec: str, format: str | None) -> Iterator[Example | Finding]:
+    rows = read_rows(spec)
+    first = next(rows, None)
+    if format is None and first and not first.fields.keys() & ANSWERS and ALONE.fits(first.fields):
+        return map(ALONE.read, itertools.chain([first], rows))
+    return iter(open_source(spec, format))
+
+
+ANSWERS = {"chosen", "rejected", "completion", "responses", "answers", "output", "response", "completions"}
+ALONE = Layout(
+    0,
+    "prompt",
+    "a prompt alone, as text or messages",
+    {"prompt": TEXT | MESSAGES},
+    lambda row: (row["prompt"] if isinstance(row["prompt"], str) else turns(row["prompt"], "prompt"), ()),
+)
+
+
+def answer(
+    asked: Sequence[Example], draw: Draw, n: int, first: int, best_of: int | None, reward: Reward | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of some prompts: ``n`` responses to each, every one the best of ``best_of`` by ``reward``."""
+    each = n * (best_of or 1)
+    drawn = draw([example.prompt for example in asked], each, first)
+    pairs = [(e.prompt, s.text) for e, of_prompt in zip(asked, drawn, strict=True) for s in of_prompt]
+    rewards = iter(reward(pairs) if reward else [None] * len(pairs))
+    for example, of_prompt in zip(asked, drawn, strict=True):
+        scored = list(zip(of_prompt, itertools.islice(rewards, each), strict=True))
+        for i in range(n):
+            mine = scored[i * (best_of or 1) : (i + 1) * (best_of or 1)]
+            sampled, value = max(mine, key=lambda pair: pair[1] or 0.0) if best_of else mine[0]
+            prompt = example.prompt if isinstance(example.prompt, str) else [m._asdict() for m in example.prompt]
+            row: dict[str, Any] = {"prompt": prompt, "completion": sampled.text, "ended": sampled.ended}
+            yield row | ({} if value is None else {"reward": value}) | {"source": example.source}
+
+
+def _model(config: Sample, display: Display) -> Draw:
+    assert config.model is not None
+    encoder = Encoder(load_tokenizer(config.model))
+    if config.reference:
+        check_reference(config.reference, config.model, encoder.tokenizer)
+    lm = load_model(config.model, config.dtype, config.device)
+    realign = None
+    if config.reference and config.realign is not None:
+        realign = Realign(load_model(config.reference, config.dtype, config.device), config.realign)
+    generator = TransformersGenerator(
+        lm,
+        encoder,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        realign=realign,
+    )
+
+    def draw(asked: Sequence[Prompt], n: int, first: int) -> list[list[Sampled]]:
+        seeded = dataclasses.replace(generator, seed=config.seed * 1_000_003 + first)
+        found = seeded.ids(encoder.prompts(asked), n)
+        return [[Sampled(seeded.text(ids), seeded.is_whole(ids)) for ids in of_prompt] for of_prompt in found]
+
+    return draw
+
+
+def _server(config: Sample) -> Draw:
+    assert config.server and config.server_model
+    generator = ServerGenerator(
+        config.server,
+        config.server_model,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens,
+        concurrency=config.batch_size,
+        seed=config.seed * 1_000_003,
+    )
+    return generator.sampled
+
+
+# --- going on where a run was stopped -------------------------------------------------------------
+
+
+def _begun(config: Sample, asked: Sequence[Example]) -> int:
+    """How many whole rows the output holds; they, and the settings beside it, must be those of this run."""
+    beside = config.out.with_name(config.out.name + ".yaml")
+    if not config.out.exists():
+        _open(config, beside)
+        return 0
+    if not config.resume:
+        raise UserError(f"--out {config.out} exists: continue it with --resume, or choose another file")
+    if not beside.exists():
+        raise UserError(f"--out {config.out} was not written by prefopt sample: there is no {beside}")
+    before, now = settings.read(beside), yaml.safe_load(settings.dump(config))
+    for key, value in now.items():
+        was = before[key].value if key in before else None
+        if key not in MAY_CHANGE and was != value:
+            raise UserError(
+                f"{settings.flag(key)} is {value} and was {was} when {config.out} was begun: "
+                "leave it as it was to continue, or choose another --out"
+            )
+    return _whole_rows(config, asked)
+
+
+def _open(config: Sample, beside: Path) -> None:
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(settings.dump(dataclasses.replace(config, resume=False)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {config.out}: cannot be written ({error.strerror})") from error
+
+
+def _whole_rows(config: Sample, asked: Sequence[Example]) -> int:
+    count = 0
+    with open(config.out, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break
+            try:
+                source = json.loads(line)["source"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{config.out}:{count + 1} was not written by prefopt sample") from None
+            if count // config.n >= len(asked) or source != asked[count // config.n].source:
+                raise UserError(f"{config.out}:{count + 1} answers another prompt than --data has there now")
+            count += 1
+    return count
+
+
+def _cut(out: Path, rows: int) -> None:
+    """Drop what was written of a group that was not finished."""
+    if out.exists():
+        with open(out, "r+b") as file:
+            for _ in range(rows):
+                file.readline()
+            file.truncate()

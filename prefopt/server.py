@@ -1,0 +1,110 @@
+"""Responses from a server that speaks OpenAI's protocol, such as vLLM's or SGLang's.
+
+Text prompts go to ``/v1/completions`` as they are; messages to ``/v1/chat/completions``, where the server applies
+its model's template. A key, where one is needed, is read from OPENAI_API_KEY.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prefopt.errors import RunFailed, UserError
+from prefopt.types import Message
+
+BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
+"""answers that may be another one a little later"""
+
+
+class Sampled(NamedTuple):
+    """A response, and whether it came to its end, not to the limit of tokens."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class ServerGenerator:
+    """Asks for ``concurrency`` prompts at a time, and again after 1, 2, 4, ... seconds where it is busy or away.
+
+    UserError where it refuses a request; RunFailed where it is still busy or away after ``retries`` more attempts.
+    """
+
+    url: str
+    model: str
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+    top_k: int = 0
+    concurrency: int = 8
+    retries: int = 5
+    timeout: float = 600.0
+    first_wait: float = 1.0
+
+    def __call__(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1) -> list[list[str]]:
+        return [[sampled.text for sampled in answers] for answers in self.sampled(prompts, n)]
+
+    def sampled(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1, first: int = 0) -> list[list[Sampled]]:
+        """``n`` responses to each prompt; prompt i is asked for with the seed of number ``first + i``."""
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            asked = [pool.submit(self._ask, prompt, n, first + i) for i, prompt in enumerate(prompts)]
+            try:
+                return [answer.result() for answer in asked]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # nobody waits for the others any more
+                raise
+
+    def _ask(self, prompt: str | tuple[Message, ...], n: int, number: int) -> list[Sampled]:
+        body: dict[str, Any] = {"model": self.model, "n": n, "max_tokens": self.max_new_tokens}
+        body |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed + number}
+        if self.top_k:
+            body["top_k"] = self.top_k
+        if isinstance(prompt, str):
+            path, body["prompt"] = "completions", prompt
+        else:
+            path, body["messages"] = "chat/completions", [message._asdict() for message in prompt]
+        answer = self._post(path, body)
+        try:
+            return [_read(choice) for choice in sorted(answer["choices"], key=lambda choice: choice["index"])]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"--server {self.url} answers something else than OpenAI's protocol has: {error}"
+            ) from error
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        base = self.url.rstrip("/").removesuffix("/v1")
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            request = urllib.request.Request(f"{base}/v1/{path}", json.dumps(body).encode(), headers)
+        except ValueError as error:
+            raise UserError(f"--server {self.url} is no address: write it as http://localhost:8000") from error
+        problem = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.first_wait * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+                problem = f"{error.code} {error.reason}: {said}"
+                if error.code not in BUSY:
+                    raise UserError(f"--server {self.url} refuses the request: {problem}") from error
+            except (OSError, json.JSONDecodeError) as error:  # urllib's own errors are OSErrors
+                problem = str(getattr(error, "reason", error))
+        raise RunFailed(f"--server {self.url} does not answer after {self.retries + 1} attempts: {problem}")
+
+
+def _read(choice: dict[str, Any]) -> Sampled:
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    return Sampled(text or "", choice.get("finish_reason") != "length")
