@@ -67,9 +67,12 @@ class Job:
             learning_rate=schedule.peak,
             warmup_steps=schedule.warmup,
             save_every=schedule.save_every,
-            tokens_per_microbatch=config.tokens_per_microbatch or defaults.tokens_per_microbatch(device),
         )
-        return cls(resolved, loss, tokenizer, data, schedule, parameters)
+        job = cls(resolved, loss, tokenizer, data, schedule, parameters)
+        budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
+        budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token())
+        job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)
+        return job
 
     @property
     def out(self) -> Path:
@@ -148,14 +151,20 @@ class Job:
         return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 
     def memory(self) -> int:
-        """Bytes, roughly: weights, gradients, two moments, and about 34 widths of activations a token and layer."""
+        """Bytes, roughly, at the peak of a step."""
+        return self.held() + (self.config.tokens_per_microbatch or 0) * self.bytes_a_token()
+
+    def held(self) -> int:
+        """Bytes of weights, gradients and moments."""
+        return 4 * self.parameters * (2 + (2 if self.config.optimizer == "adamw" else 1))
+
+    def bytes_a_token(self) -> int:
+        """Of activations: about 34 widths a layer, or 2 where the rest is computed again."""
         model = load_config(self.config.model).get_text_config()
         width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
         dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
-        moments = 2 if self.config.optimizer == "adamw" else 1
         kept = 2 if self.config.activation_checkpointing else 34
-        activations = (self.config.tokens_per_microbatch or 0) * width * layers * kept
-        return 4 * self.parameters * (2 + moments) + dtype.itemsize * activations
+        return dtype.itemsize * width * layers * kept
 
 
 def count_parameters(model: Any) -> int:
@@ -170,6 +179,13 @@ def _check_folder(config: settings.Training) -> None:
         raise UserError(f"--out {config.out} holds a run already: continue it with --resume, or choose another folder")
     if not begun and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"--out {config.out} exists and is no run: choose another folder")
+
+
+def _recorded(config: settings.Training, key: str) -> Any:
+    """What was chosen when the run that is resumed began."""
+    file = config.out / "config.yaml"
+    recorded = settings.read(file) if config.resume and file.exists() else {}
+    return recorded[key].value if key in recorded else None
 
 
 def length_limit(max_length: int | None, *models: str | None) -> int | None:

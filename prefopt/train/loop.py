@@ -160,7 +160,7 @@ def evaluate(
     singly: dict[int, dict[str, float]] = {}
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
-        for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+        for group in plan.microbatches(batch, objective.tokens_without_gradient):
             output = objective(group, baseline)
             named = {"loss": output.loss, **output.metrics}
             metrics.add(named)

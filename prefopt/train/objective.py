@@ -35,6 +35,11 @@ class Objective:
     def unit(self) -> plan.Unit:
         return self.loss.unit
 
+    @property
+    def tokens_without_gradient(self) -> int:
+        """How many to compute at once where only one layer's activations are kept at a time."""
+        return 4 * self.tokens_per_microbatch
+
     def __call__(self, batch: Sequence[Encoded], baseline: torch.Tensor | None = None) -> LossOutput:
         """The loss [P] of the P examples of a micro-batch, with the policy's gradient."""
         policy = self.lm.logprobs(self.lm.pack(batch))
@@ -70,7 +75,7 @@ class Objective:
         if not self.loss.needs_baseline:
             return None
         policy, reference = [], []
-        for group in plan.microbatches(plan.mismatched(batch, self.longest), self.tokens_per_microbatch):
+        for group in plan.microbatches(plan.mismatched(batch, self.longest), self.tokens_without_gradient):
             policy.append(self.lm.score(self.lm.pack(group)))
             reference.append(self.reference_logprobs(group))
         return kto_baseline(_joined(policy), _joined(reference))

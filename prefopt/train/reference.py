@@ -6,6 +6,7 @@ before it changes: no second copy is ever in memory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     config = job.config
     name = config.reference if isinstance(config, settings.Train) else None
     reference = objective.lm
-    if name is not None and name != config.model:
+    if name is not None and not _same_model(name, config.model):
         reference = load_model(name, config.dtype, config.device, job.data.longest)
     scope = Scope(model_fingerprint(reference.module), "", str(reference.dtype).removeprefix("torch."))
     wanted: dict[str, tuple[Encoded, int]] = {}
@@ -39,7 +40,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     def scorer(missing: list[str]) -> Iterator[Row]:
         with display.pass_("reference log-probs", len(missing)) as advance:
             examples = _together([wanted[key] for key in missing])
-            for group in plan.microbatches(examples, objective.tokens_per_microbatch):
+            for group in plan.microbatches(examples, objective.tokens_without_gradient):
                 rows = _rows(reference, group)
                 yield from rows
                 advance(len(rows))
@@ -112,4 +113,9 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
 
 def starts_from_reference(job: Job) -> bool:
     config = job.config
-    return isinstance(config, settings.Train) and config.reference in (None, config.model)
+    return isinstance(config, settings.Train) and _same_model(config.reference or config.model, config.model)
+
+
+def _same_model(a: str, b: str) -> bool:
+    """Whether two names mean one folder, however they are written: base, base/ and ./base do."""
+    return os.path.realpath(os.path.expanduser(a)) == os.path.realpath(os.path.expanduser(b))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from prefopt.data import plan
 from prefopt.losses import DPO
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.tree import pack, pack_rows
-from prefopt.train import loop
+from prefopt.train import defaults, loop, reference
+from prefopt.train.job import Job
 from prefopt.types import Encoded, LogProbs
 from tests.model.conftest import make_model
 from tests.train import tiny
@@ -149,3 +152,41 @@ def test_grouped_a_resumed_run_is_the_uninterrupted_one(given, several, tmp_path
     capsys.readouterr()
     assert tiny.cli("train", given.model, several, tmp_path / "run", resume=True, max_steps=6, save_every=2) == 2
     assert "--group-by-prompt is False and was True when this run began" in capsys.readouterr().err
+
+
+# --- how much is computed at once ------------------------------------------------------------------
+
+
+def test_the_budget_that_a_run_began_with_stays_when_it_is_resumed(given, tmp_path, monkeypatch):
+    """The machine's own choice may be another one by then, and another cut is another rounding."""
+    out = tmp_path / "run"
+    assert tiny.cli("train", given.model, given.pairs, out, max_steps=2, tokens_per_microbatch=50) == 0
+    found = []
+    opened = Job.open_folder
+
+    def noting(job, found_checkpoint):
+        found.append(job.config.tokens_per_microbatch)
+        return opened(job, found_checkpoint)
+
+    monkeypatch.setattr(Job, "open_folder", noting)
+    for given_now in (None, 60):
+        again = dict(max_steps=2, resume=True, tokens_per_microbatch=given_now)
+        assert tiny.cli("train", given.model, given.pairs, out, **again) == 0
+    assert found == [50, 60]
+
+
+def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
+    """A 7B model: 16 bytes a weight, and 34 widths a token and layer in two bytes."""
+    memory = SimpleNamespace(total_memory=150 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    gpu, each = torch.device("cuda"), 2 * 34 * 4096 * 32
+    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each) == 8192
+    assert defaults.tokens_per_microbatch(gpu, 16 * 67 * 10**8, each) == 1024
+    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each // 4) == 16384
+
+
+def test_a_reference_is_the_start_however_its_path_is_written(given, tmp_path):
+    """Step 0 is checked then, and no second copy of the model is loaded."""
+    same = reference._same_model
+    assert same(given.model + "/", given.model) and same(f"{given.model}/../model", given.model)
+    assert not same(str(tmp_path), given.model) and not same("owner/name", "owner/other")
