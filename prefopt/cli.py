@@ -82,12 +82,17 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
 
     >>> parse(COMMANDS["train"], "--data a --data b --resume --loss=ipo --tau 0.1".split())
     {'data': ['a', 'b'], 'resume': 'true', 'loss': 'ipo', 'tau': '0.1'}
+    >>> parse(COMMANDS["check"], ["--strict", "--", "--odd-name.jsonl"])
+    {'strict': 'true', 'data': ['--odd-name.jsonl']}
     """
     flags = {flag.key: flag for flag in command.flags()}
     given: dict[str, Any] = {}
     left = list(words)
     while left:
         word = left.pop(0)
+        if word == "--" and command.rest:  # whatever follows is no flag, even if it begins like one
+            given.setdefault(command.rest, []).extend(left)
+            break
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             key = name.removeprefix("--").replace("-", "_")

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ def run(config: Score) -> int:
             display.note(text)
         if not data.examples:
             raise UserError(f"{', '.join(config.data)}: nothing is left to score")
+        _check_writable(config.out)
         policy = _logps(config, config.policy, data.examples, display)
         reference = _logps(config, config.reference, data.examples, display) if config.reference else None
         rows = list(_rows(data.examples, policy, reference, config.beta))
@@ -94,6 +96,16 @@ def _rows(examples: list[Encoded], policy: list, reference: list | None, beta: f
                 row["reference_logp"] = reference[i][0][r]
                 row["reward"] = beta * (row["logp"] - row["reference_logp"])
             yield row
+
+
+def _check_writable(out: Path | None) -> None:
+    """UserError before anything is computed that could not be written then; what is there stays."""
+    try:
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.open("a").close()
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def _write(config: Score, rows: list[dict[str, Any]]) -> None:
