@@ -78,7 +78,8 @@ class LanguageModel:
 
     def checkpoint_activations(self) -> None:
         """Keep each layer's input only and recompute the rest in the backward pass."""
-        self.bare.gradient_checkpointing_enable({"use_reentrant": False})
+        newer = getattr(self.bare, "activation_checkpointing_enable", None)  # its name since transformers 5.23
+        (newer or self.bare.gradient_checkpointing_enable)({"use_reentrant": False})
         self.bare.enable_input_require_grads()
         self.module.train()  # transformers recomputes in training mode only; there is no dropout left to differ
 
