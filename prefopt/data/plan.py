@@ -213,6 +213,8 @@ def microbatches(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
     >>> [len(group) for group in microbatches(examples, budget=15)]
     [2, 1]
     """
+    if sum(example.tokens for example in batch) <= budget:
+        return [list(batch)]
     prompts = sorted(((string(example.prompt), i) for i, example in enumerate(batch)))
     (first, _), (last, _) = prompts[0], prompts[-1]
     everywhere = first[: 4 * common(ids_of(first), ids_of(last))]  # sorted, these two share what all share

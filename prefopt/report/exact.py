@@ -52,7 +52,10 @@ def noise(runs: Sequence[Run]) -> Markup | None:
     found = _only(runs, "noise")
     if not found:
         return None
-    rows = [[row["name"], *(_spread(row, name) for name in ("kl", "reward", "efficiency"))] for row in found["methods"]]
+    rows = [
+        [row["name"], _spread(row, "kl"), _spread(row, "reward"), f"{_spread(row, 'efficiency', 100, 1)} %"]
+        for row in found["methods"]
+    ]
     seeds = max(row["seeds"] for row in found["methods"])
     lead = f"± one standard deviation over {seeds} seeds." if seeds > 1 else "One seed: its spread is not known."
     title = f"With {100 * found['flip']:.0f} % of the labels turned around"
@@ -84,5 +87,6 @@ def _percent(point: Row | None) -> str:
     return "–" if point is None else f"{100 * float(point['efficiency']):.1f} %"
 
 
-def _spread(row: Row, name: str) -> str:
-    return f"{row[name]:.3f}" + (f" ± {row[f'{name}_sd']:.3f}" if f"{name}_sd" in row else "")
+def _spread(row: Row, name: str, unit: float = 1, digits: int = 3) -> str:
+    """The mean, and ± its standard deviation where there is one, in so many to the unit."""
+    return " ± ".join(f"{unit * row[key]:.{digits}f}" for key in (name, f"{name}_sd") if key in row)
