@@ -84,6 +84,7 @@ COMMANDS = {
     "train": Command(config.Train, "prefopt.train.run:train", trains=True),
     "ppo": Command(config.PPO, "prefopt.rl.run:ppo", trains=True),
     "sweep": Command(config.Sweep, "prefopt.frontier.sweep:run", trains=True),
+    "reward": Command(config.Reward, "prefopt.rl.reward_run:reward", trains=True),
     "sample": Command(config.Sample, "prefopt.sample:run"),
     "score": Command(config.Score, "prefopt.score:run"),
     "report": Command(config.Report, "prefopt.report:run", rest="runs"),

@@ -332,6 +332,22 @@ def axes(grid: Sequence[str]) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reward(Training):
+    """Train a reward model on preferences: a scalar head on a language model, by Bradley–Terry."""
+
+    rankings: bool = False
+    """learn all responses of a prompt as one ranking (Plackett–Luce), not two at a time"""
+    margin: float = 0.0
+    """rewards shall be apart by so many times the difference of the data's scores"""
+    center: float = 0.0
+    """weight of (sum of an example's rewards)², which keeps them around 0; 0.01 is usual"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative(self, "margin", "center")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Responses to a file of prompts, from a model or a server."""
 

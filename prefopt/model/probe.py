@@ -23,7 +23,7 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
     ``longest``: tokens of the longest sequence that will be read. A sliding window shows only in texts
     longer than it, so where such texts will come, the probe is as long.
     """
-    examples = _examples(lm, longest)
+    examples = random_examples(lm, longest)
     truth = one_at_a_time(lm, examples)
     tolerance = TOLERANCE[lm.dtype]
     why = ""
@@ -60,7 +60,7 @@ def one_at_a_time(lm: LanguageModel, examples: list[Encoded]) -> torch.Tensor:
     return torch.cat(out)
 
 
-def _examples(lm: LanguageModel, longest: int) -> list[Encoded]:
+def random_examples(lm: LanguageModel, longest: int) -> list[Encoded]:
     """Two prompts with three responses each, of random tokens: branches, shared beginnings, several depths."""
     config = lm.bare.config.get_text_config()
     window = getattr(config, "sliding_window", None) or 0

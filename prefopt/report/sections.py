@@ -6,7 +6,7 @@ To add a section, write such a function and name it in ``SECTIONS``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -221,6 +221,23 @@ def _weighted(run: Run) -> list[Row]:
     return [pair for pair in pairs if isinstance(pair.get("weights"), (int, float))]
 
 
+def reliability(runs: Sequence[Run]) -> Markup | None:
+    """A reward model's probabilities beside how often they come true."""
+    drawn = []
+    for run in runs:
+        found = run.results.get("reliability")
+        if isinstance(found, Mapping) and found.get("curve"):
+            label = f"Predicted preference of {run.name} against the held-out one"
+            predicted, true = ([point[key] for point in found["curve"]] for key in ("predicted", "true"))
+            caption = (
+                f"{run.name}: {found['pairs']:,} held-out pairs, equally many in each point; on the dashed line a "
+                f"predicted probability is what comes true. Average error {100 * found['error']:.1f} points."
+            )
+            svg = figures.calibration(predicted, true, label)
+            drawn.append(part("figure", "", svg, [("run-0", "marks", run.name)], caption))
+    return part("section", "Reliability", part("grid", drawn)) if drawn else None
+
+
 def worst(runs: Sequence[Run]) -> Markup | None:
     """The pairs with the lowest margins, among those that every run has scored."""
     known = [{(p["split"], p.get("source"), p.get("chosen")): p for p in run.judged_pairs} for run in runs]
@@ -328,6 +345,7 @@ SECTIONS: tuple[Callable[[Sequence[Run]], Markup | None], ...] = (
     warnings,
     curves,
     rewards,
+    reliability,
     worst,
     samples,
     settings,

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from prefopt.config import Training
+from prefopt.config import Reward, Training
 from prefopt.train.display import printable
 from prefopt.train.summary import summarize, table_rows
 from prefopt.train.track import redact
@@ -61,12 +61,13 @@ def model_card(config: Training, results: Mapping[str, Any]) -> str:
             f"## Results\n\n{_results(results)}",
             f"## Data\n\n{_data(config, results)}",
             f"## Hyperparameters\n\n{_hyperparameters(config)}",
-            f"## Use\n\n{USE}",
+            f"## Use\n\n{USE.replace(CAUSAL, auto_class(config))}",
             "",
         ]
     )
 
 
+CAUSAL = "AutoModelForCausalLM"
 USE = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -75,10 +76,16 @@ tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
 ```"""
 
 
+def auto_class(config: Training) -> str:
+    """What transformers reads the model with."""
+    return "AutoModelForSequenceClassification" if isinstance(config, Reward) else CAUSAL
+
+
 def _front_matter(config: Training, results: Mapping[str, Any]) -> str:
     method = str(results.get("method", ""))
     tags = ["prefopt", *([method] if re.fullmatch(r"[\w-]+", method) else [])]  # not the path of one's own loss
-    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": tags}
+    task = "text-generation" if auto_class(config) == CAUSAL else "text-classification"
+    fields: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": tags}
     if _on_the_hub(config.model):
         fields["base_model"] = config.model
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"

@@ -62,7 +62,9 @@ def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
 
 
 def sample(job: Job, lm: LanguageModel, when: Literal["before", "after"]) -> None:
-    """What the model answers to a few prompts, held out if there are such."""
+    """What the model answers to a few prompts, held out if there are such; a reward model answers none."""
+    if not lm.bare.can_generate():
+        return
     encoder = Encoder(job.tokenizer, job.config.max_length, job.config.overlong, job.config.train_on)
     evidence.write_samples(job.out / "samples.jsonl", lm, encoder, job.data.held_out or job.sample, when)
 

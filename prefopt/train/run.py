@@ -12,6 +12,7 @@ report.html      all of it, to look at
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,15 +60,23 @@ def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> 
     return execute(job)
 
 
-def execute(job: Job) -> dict[str, Any]:
-    """Train as planned; as `run` otherwise."""
+def execute(
+    job: Job,
+    make: Callable[[Job, Display], Any] | None = None,
+    examine: Callable[[Job, Any], dict[str, Any]] = lambda job, objective: {},
+) -> dict[str, Any]:
+    """Train as planned; as `run` otherwise.
+
+    ``make`` loads what is trained, by default the policy and what it is compared with; ``examine`` adds to the
+    results what it finds of it in the end.
+    """
     began, config = time.monotonic(), job.config
     with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)
         found = checkpoint.load_newest(job.checkpoints) if config.resume else None
         job.open_folder(found)
         torch.manual_seed(config.seed)
-        objective = _objective(job, display)
+        objective = (make or _objective)(job, display)
         state = _start(job, objective, found, display)
     resumed_at = found.step if found else None
     with (
@@ -83,6 +92,7 @@ def execute(job: Job) -> dict[str, Any]:
         finally:
             trackers.finish()
     figures = outcome.results(job, state, time.monotonic() - began)
+    figures |= examine(job, objective)
     outcome.write(job, objective.lm, figures, recorder.scored)
     return figures
 

@@ -7,7 +7,7 @@ import torch
 
 from prefopt.model import attention
 from prefopt.model.language_model import LanguageModel
-from prefopt.model.probe import _examples, one_at_a_time, probe
+from prefopt.model.probe import one_at_a_time, probe, random_examples
 from prefopt.model.quiet import quiet
 from tests.model.conftest import ROWS, TREE, make_model
 from tests.model.test_tree import encoded
@@ -16,7 +16,7 @@ LONG = 64
 
 
 def difference(lm: LanguageModel, way: str) -> float:
-    examples = _examples(lm, LONG)
+    examples = random_examples(lm, LONG)
     truth = one_at_a_time(lm, examples)
     lm.read_as(way)
     return float((lm.score(lm.pack(examples)).token - truth).abs().max())
@@ -66,7 +66,7 @@ def test_a_window_that_is_not_honoured_is_off_by_nats_and_the_probe_sees_it(name
 def test_gradients_are_those_of_one_at_a_time(name):
     model = make_model(name)
     lm = LanguageModel(model, "tree")
-    examples = _examples(lm, LONG)
+    examples = random_examples(lm, LONG)
     weights = torch.linspace(-1, 1, 6)
 
     def gradient(way: str) -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def test_the_plain_heads_own_gradient_is_autograds(weight_is_trained):
 
 def test_activation_checkpointing_keeps_the_tree(llama):
     lm = LanguageModel(llama, "tree")
-    batch = lm.pack(_examples(lm, LONG))
+    batch = lm.pack(random_examples(lm, LONG))
 
     def gradient() -> torch.Tensor:
         llama.zero_grad()
@@ -141,7 +141,7 @@ def test_bfloat16_is_computed_in_and_the_weights_stay_float32(llama):
     lm = LanguageModel(llama, dtype=torch.bfloat16)
     with quiet():
         probe(lm, LONG)
-    examples = _examples(lm, LONG)
+    examples = random_examples(lm, LONG)
     narrow = lm.logprobs(lm.pack(examples))
     narrow.sum.sum().backward()
     wide = LanguageModel(llama, "tree").score(lm.pack(examples))

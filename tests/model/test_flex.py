@@ -9,7 +9,7 @@ import torch
 from prefopt.model import flex
 from prefopt.model.attention import Tree
 from prefopt.model.language_model import LanguageModel
-from prefopt.model.probe import _examples, one_at_a_time, probe
+from prefopt.model.probe import one_at_a_time, probe, random_examples
 from prefopt.model.tree import pack, visible
 from tests.model.conftest import TREE, make_model
 from tests.model.test_tree import encoded
@@ -77,7 +77,7 @@ def test_its_attention_is_the_dense_one(window, softcap):
 def test_on_cuda_the_tree_gives_the_models_own_numbers(name):
     lm = LanguageModel(make_model(name).cuda())
     probe(lm, 64)
-    examples = _examples(lm, 64)
+    examples = random_examples(lm, 64)
     truth = one_at_a_time(lm, examples)
     lm.read_as("tree")
     assert float((lm.score(lm.pack(examples)).token - truth).abs().max()) < 1e-4

@@ -1,0 +1,103 @@
+"""``prefopt reward``: a reward model from preferences, and how far its probabilities can be believed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from prefopt import config as settings
+from prefopt.errors import UserError
+from prefopt.model.load import load_config
+from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
+from prefopt.statistics import proportion
+from prefopt.train import defaults
+from prefopt.train.display import Display
+from prefopt.train.job import Job, count_parameters
+from prefopt.train.run import execute
+from prefopt.types import Encoded
+
+BINS = 10
+
+
+def reward(config: settings.Reward, dry_run: bool = False) -> int:
+    """Writes ``config.out`` and returns exit code 0."""
+    run(config, dry_run)
+    return 0
+
+
+def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
+    """The results; empty after a dry run. UserError, RunFailed and Stopped as every run's."""
+    loss = RewardLoss(config.rankings, config.margin, config.center)
+    if config.learning_rate is None:  # a head that begins at nothing has more to learn than a policy
+        rate = defaults.sft_rate(count_parameters(load_config(config.model))) / 2
+        config = dataclasses.replace(config, learning_rate=float(f"{rate:.1e}"))
+    with Display(0, "set-up") as display:
+        job = Job.plan(config, cast(Any, loss), display)
+    if dry_run:
+        print(job.description())
+        return {}
+    return execute(job, _objective, _reliability)
+
+
+def _objective(job: Job, display: Display) -> Any:
+    config = job.config
+    lm = load_reward_model(config.model, job.tokenizer, config.dtype, config.device, job.data.longest)
+    if lm.why:
+        display.note(lm.why)
+    if config.activation_checkpointing:
+        lm.checkpoint_activations()
+    assert config.tokens_per_microbatch is not None
+    return RewardObjective(cast(RewardLoss, job.loss), lm, config.tokens_per_microbatch)
+
+
+def _reliability(job: Job, objective: RewardObjective) -> dict[str, Any]:
+    """What results.json holds beside the figures of every run: ``reliability``, where there are held-out data."""
+    if not job.data.held_out:
+        return {}
+    units = job.data.held_out
+    with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
+        found = scored(objective.lm, units, objective.tokens_without_gradient, advance)
+    margins, of = margins_of(units, found)
+    return {"reliability": reliability(margins, of)}
+
+
+def margins_of(units: Sequence[Encoded], found: Sequence[Sequence[float]]) -> tuple[list[float], list[str]]:
+    """Of every two responses of which one is better: its reward minus the other's, and which prompt they answer."""
+    margins, of = [], []
+    for unit, values in zip(units, found, strict=True):
+        for i, better in enumerate(unit.scores):
+            for j, worse in enumerate(unit.scores):
+                if better is not None and worse is not None and better > worse:
+                    margins.append(values[i] - values[j])
+                    of.append(unit.prompt_key)
+    if not margins:
+        raise UserError("the held-out data compare nothing")
+    return margins, of
+
+
+def reliability(margins: Sequence[float], of: Sequence[str], bins: int = BINS) -> dict[str, Any]:
+    """How often the response that is predicted to be better is, by the predicted probability σ(|margin|).
+
+    ``margins`` [n]: reward of the better response minus that of the other; ``of``: their prompts. ``curve``: equally
+    many pairs in each of ``bins`` points, the least certain first, with 95 % intervals over prompts. ``error``: mean
+    distance of the two, weighted by pairs (expected calibration error); ``brier``: mean of (1 − σ(margin))².
+
+    >>> found = reliability([2.0, 2.0, 2.0, -2.0], ["p", "q", "r", "s"], bins=1)
+    >>> [point] = found["curve"]
+    >>> round(point["predicted"], 3), point["true"], round(found["error"], 3)
+    (0.881, 0.75, 0.131)
+    """
+    m, clusters = np.asarray(margins, float), np.asarray(of)
+    order = np.argsort(np.abs(m), kind="stable")
+    curve = []
+    for group in np.array_split(order, min(bins, len(order))):
+        right = (m[group] > 0) + 0.5 * (m[group] == 0)
+        value, low, high = proportion(right, clusters[group])
+        predicted = float((1 / (1 + np.exp(-np.abs(m[group])))).mean())
+        curve.append({"predicted": predicted, "true": value, "low": low, "high": high, "pairs": len(group)})
+    error = sum(point["pairs"] * abs(point["predicted"] - point["true"]) for point in curve) / len(m)
+    brier = float((1 / (1 + np.exp(np.clip(m, -700, 700))) ** 2).mean()) if len(m) else 0.0
+    return {"curve": curve, "error": float(error), "brier": brier, "pairs": len(m)}
