@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prefopt.data.encode import Encoder
 from prefopt.generate import TransformersGenerator
+from prefopt.model.subnormal import flushed_to_zero
 from prefopt.rl import ppo
 from prefopt.rl.rollout import Cast, Rollouts, groups, packed, token_indices
 from prefopt.train.guard import Guard
@@ -86,6 +87,7 @@ def lessons(rollouts: Rollouts, method: PPO, kl_coef: float) -> Lessons:
     return Lessons(ppo.whiten(advantages), advantages + rollouts.values)
 
 
+@flushed_to_zero()
 def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, method: PPO) -> dict[str, float]:
     """Answer the prompts, learn from it, and say how it went. ``state.step`` steps are done before."""
     began = time.perf_counter()
