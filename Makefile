@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-parity
 
-.PHONY: help demo test lint parity bench bench-env clean
+.PHONY: help demo test slow lint parity bench bench-env clean
 
 help:                 ## what there is
 	@sed -n 's/^\([a-z-]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -14,7 +14,10 @@ demo: $(READY)        ## a first run, on preferences that it makes itself
 	$(BIN)/prefopt demo
 
 test: $(READY)        ## the tests
-	$(BIN)/pytest -m "not parity and not experiment"
+	$(BIN)/pytest -m "not parity and not experiment and not slow"
+
+slow: $(READY)        ## the tests that take minutes: DPO against the exact optimum on 100,000 pairs
+	$(BIN)/pytest -m slow tests
 
 lint: $(READY)        ## style and types
 	$(BIN)/ruff check .

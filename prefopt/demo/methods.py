@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -62,11 +62,12 @@ BESIDE = (
 )
 FLIP = 0.2
 """share of labels that are turned around for these"""
+_noisy = partial(tune, rate=RATE, flip=FLIP, looks=1)
 UNDER_NOISE = (
-    Method("DPO", partial(tune, loss=DPO(beta=0.1), rate=RATE, flip=FLIP), 0.1),
-    Method("cDPO", partial(tune, loss=DPO(beta=0.1, label_smoothing=FLIP), rate=RATE, flip=FLIP), 0.1),
-    Method("robust DPO", partial(tune, loss=Robust(beta=0.1, label_smoothing=FLIP), rate=RATE, flip=FLIP), 0.1),
-    Method("IPO, τ = 0.1", partial(tune, loss=IPO(tau=0.1), rate=RATE, flip=FLIP)),
+    Method("DPO", partial(_noisy, loss=DPO(beta=0.1)), 0.1),
+    Method("cDPO", partial(_noisy, loss=DPO(beta=0.1, label_smoothing=FLIP)), 0.1),
+    Method("robust DPO", partial(_noisy, loss=Robust(beta=0.1, label_smoothing=FLIP)), 0.1),
+    Method("IPO, τ = 0.1", partial(_noisy, loss=IPO(tau=0.1))),
 )
 BEST_OF = (2, 4, 8, 16, 32, 64)
 
@@ -92,26 +93,35 @@ def perform(method: Method, start: Start, out: Path) -> Outcome:
     return Outcome(method, start.seed, way, snapshots[-1].logps, out)
 
 
-def perform_all(
-    methods: Iterable[Method], start: Start, out: Path, seeds: int = 1, processes: int | None = None
-) -> Iterator[Outcome]:
-    """Each method once for each of so many seeds, in the order in which they end.
+class Job(NamedTuple):
+    """One run of a method, and the folder for its model."""
+
+    method: Method
+    start: Start
+    out: Path
+
+
+def jobs(methods: Iterable[Method], start: Start, out: Path, seeds: int = 1) -> list[Job]:
+    """Each method once for each of so many seeds."""
+    return [
+        Job(method, replace(start, seed=start.seed + i), out / method.slug / f"seed-{start.seed + i}")
+        for method in methods
+        for i in range(seeds)
+    ]
+
+
+def perform_all(todo: Sequence[Job], processes: int | None = None) -> Iterator[Outcome]:
+    """The outcomes, in the order of the jobs.
 
     A model as small as this gains nothing from a second core, so each core gets a process: twice as fast on two,
     and the figures do not depend on how many there are.
     """
-    jobs = [
-        (method, replace(start, seed=start.seed + i), out / method.slug / f"seed-{start.seed + i}")
-        for method in methods
-        for i in range(seeds)
-    ]
-    processes = min(processes or _cores(), len(jobs))
+    processes = min(processes or _cores(), len(todo))
     if processes == 1:
-        yield from (perform(*job) for job in jobs)
+        yield from (perform(*job) for job in todo)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _alone) as pool:
-        for done in as_completed([pool.submit(perform, *job) for job in jobs]):
-            yield done.result()
+        yield from pool.map(perform, *zip(*todo, strict=True))
 
 
 def _cores() -> int:

@@ -51,10 +51,12 @@ class Snapshot(NamedTuple):
     logps: np.ndarray
 
 
-def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | None = None) -> list[Snapshot]:
-    """Train on pairs of the reference's own reviews, a share ``flip`` of them turned around; the last one is the end.
+def tune(
+    start: Start, loss: Loss, rate: float, flip: float = 0.0, looks: int = LOOKS, out: Path | None = None
+) -> list[Snapshot]:
+    """Train on pairs of the reference's own reviews, a share ``flip`` of them turned around.
 
-    A loss on single responses gets those of the same pairs. The model is saved to ``out``, if that is named.
+    The policy after every 1/``looks`` of the steps; the last one is the end. A loss on single responses gets those of the same pairs. The model is saved to ``out``, if that is named.
     """
     world = the_world()
     pairs = world.pairs(start.reference, start.pairs, start.seed, flip)
@@ -71,14 +73,14 @@ def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | N
         if step:
             snapshots.append(Snapshot(step, world.logps(lm.module)))
 
-    fit(state, units, schedule(start, rate, len(units)), Hooks(_nothing, look, _nothing))
+    fit(state, units, schedule(start, rate, len(units), looks), Hooks(_nothing, look, _nothing))
     if out is not None:
         lm.save(out)
         world.tokenizer.save_pretrained(out)
     return snapshots
 
 
-def schedule(start: Start, rate: float, units: int) -> Schedule:
+def schedule(start: Start, rate: float, units: int, looks: int = LOOKS) -> Schedule:
     """As many steps for every method, whatever one of its units is."""
     steps = max(1, round(start.epochs * start.pairs / BATCH))
     return Schedule(
@@ -89,7 +91,7 @@ def schedule(start: Start, rate: float, units: int) -> Schedule:
         decay="linear",
         clip=1.0,
         seed=start.seed,
-        eval_every=-(-steps // LOOKS),
+        eval_every=-(-steps // looks),
         save_every=steps,
     )
 

@@ -4,7 +4,8 @@
 
 Four genres are the prompts; each has the same 36,864 reviews, with probabilities and rewards of its own.
 The corpus comes from a latent mood that correlates a review's words; the reward lets words interact
-("hardly superb" is bad, "never dull" is good). Everything that a paper has to estimate is a sum here.
+("hardly superb" is bad, "never dull" is good), always two of them and the genre. Everything that a paper has to
+estimate is a sum here.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ OPENINGS = {"Happily,": 1.0, "Surprisingly,": 0.4, "Overall,": 0.0, "Frankly,": 
 ADVERBS = {
     "truly": 1.4,
     "simply": 1.2,
-    "rather": 0.8,
-    "fairly": 0.6,
-    "supposedly": -0.3,
-    "never": -0.6,
-    "barely": -0.7,
+    "rather": 0.9,
+    "fairly": 0.7,
+    "supposedly": 0.4,
+    "barely": 0.2,
+    "never": -0.7,
     "hardly": -0.9,
 }
 # The last three mean something else in each genre: horror may frighten and comedy be silly.
@@ -78,7 +79,7 @@ class World:
     >>> world.prompts[0], world.texts[0]
     ('Horror film:', 'Happily, a truly superb story with sharp dialogue.')
     >>> world.reward.shape, float(world.reward[0, 0])
-    ((4, 36864), 2.83)
+    ((4, 36864), 2.58)
     """
 
     def __init__(self) -> None:
@@ -90,9 +91,9 @@ class World:
         tone = _column(OPENINGS)[opening]
         claim = _column(ADVERBS)[adverb] * _column(ADJECTIVES)[:, adjective]
         finding = _column(DETAILS)[detail] * _column(ASPECTS)[:, aspect]
-        # An opening helps where it agrees with what follows: "Sadly, a truly superb film" puts people off.
-        agreement = tone * (claim + 0.5 * finding)
-        self.reward = np.round(1.25 * claim + finding + _column(NOUNS)[:, noun] + 0.4 * agreement + 0.1 * tone, 2)
+        # An opening helps where it agrees with the detail: "Sadly, ... with sharp dialogue" puts people off.
+        agreement = tone * _column(DETAILS)[detail]
+        self.reward = np.round(1.25 * claim + finding + _column(NOUNS)[:, noun] + 0.4 * agreement + 0.2 * tone, 2)
         """[X, Y] true reward, to two decimals"""
         self.corpus_logps = self._corpus(tone + claim + finding, 4 * _column(NOUNS)[:, noun])
         """[X, Y] log-probability of each review in the corpus, in nats"""
@@ -153,7 +154,7 @@ class World:
 
         >>> [example] = World().corpus(1)
         >>> example.prompt, example.responses[0].content
-        ('Documentary film:', 'Surprisingly, a truly frightening film with wooden dialogue.')
+        ('Documentary film:', 'Surprisingly, a truly frightening story with noisy acting.')
         """
         rng = np.random.default_rng(seed)
         prompt = rng.integers(len(self.prompts), size=n)
