@@ -56,7 +56,8 @@ def tune(
 ) -> list[Snapshot]:
     """Train on pairs of the reference's own reviews, a share ``flip`` of them turned around.
 
-    The policy after every 1/``looks`` of the steps; the last one is the end. A loss on single responses gets those of the same pairs. The model is saved to ``out``, if that is named.
+    The policy after every 1/``looks`` of the steps; the last one is the end. A loss on single responses gets those of
+    the same pairs. The model is saved to ``out``, if that is named.
     """
     world = the_world()
     pairs = world.pairs(start.reference, start.pairs, start.seed, flip)
