@@ -61,8 +61,8 @@ def ppo(
     texts = {prompt: prompt for prompt in world.prompts}
     cast = Cast(policy, reference, ValueModel.of_policy(policy), TrueReward(world), texts, TOKENS)
     models = policy.module, cast.value.lm.module
-    optimizers = [optimizer.build("adamw", module.named_parameters()) for module in models]
-    state = PPOState(cast, Encoder(world.tokenizer), *optimizers, method.kl_coef, Guard())
+    ours, values = (optimizer.build("adamw", module.named_parameters()) for module in models)
+    state = PPOState(cast, Encoder(world.tokenizer), ours, values, method.kl_coef, Guard())
     schedule = Schedule(
         steps=steps, batch_size=prompts, peak=rate, warmup=steps // 10, decay="linear", clip=1.0,
         seed=start.seed, eval_every=-(-steps // LOOKS), save_every=steps,

@@ -16,7 +16,7 @@ def t(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=F)
 
 
-def close(found: torch.Tensor, *expected: float) -> None:
+def close(found: torch.Tensor | None, *expected: float) -> None:
     torch.testing.assert_close(found, t(*expected), rtol=0, atol=1e-12)
 
 
