@@ -25,8 +25,8 @@ from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, Placement
 from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO
 
-RATE = 2e-3
-"""learning rate, where nothing else is found to do better"""
+RATE, GENTLE = 1e-3, 5e-4
+"""learning rates: the second for DPO from β = 1 on, where a policy has less of a way to go"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Method:
         return "-".join(re.findall(r"[a-z0-9.]+", self.name.lower()))
 
 
-def dpo(beta: float, rate: float = RATE) -> Method:
+def dpo(beta: float) -> Method:
+    rate = RATE if beta < 1 else GENTLE
     return Method(f"DPO, β = {beta:g}", partial(tune, loss=DPO(beta=beta), rate=rate), beta)
 
 
@@ -54,7 +55,7 @@ FLAGSHIP = dpo(0.1)
 BESIDE = (
     dpo(0.05),
     dpo(1),
-    dpo(5, rate=1e-3),
+    dpo(5),
     Method("KTO", partial(tune, loss=KTO(beta=0.1), rate=RATE)),
     Method("ORPO", partial(tune, loss=ORPO(odds_weight=0.25), rate=RATE)),
     Method("SimPO", partial(tune, loss=SimPO(), rate=RATE)),

@@ -44,13 +44,13 @@ class Size(NamedTuple):
     """How much is read: reviews and passes over them for SFT, pairs and passes for each method, seeds under noise."""
 
     corpus: int = 40_000
-    corpus_epochs: float = 1
+    corpus_epochs: float = 2.5
     pairs: int = 6_000
     epochs: float = 1
     seeds: int = 1
 
 
-SMALL, FULL = Size(), Size(corpus_epochs=1.5, pairs=100_000, epochs=2, seeds=3)
+SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3)
 
 
 def run(config: Demo) -> int:
