@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs-at-once", type=int, default=2, help="trl-best's micro-batch")
     parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    parser.add_argument("--add", action="store_true", help="keep what --out has of other workloads and batch sizes")
     run(parser.parse_args(argv))
 
 
@@ -40,15 +42,18 @@ def run(args: argparse.Namespace) -> None:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "threads": args.threads,
         "data": "made" if args.data is None else Path(args.data).name,
-        "steps": args.steps,
         "left_out": [] if schemes == args.schemes or find_spec("trl") else ["trl is not installed: make bench-env"],
         "records": [],
     }
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.add:
+        before = json.loads((args.out / "results.json").read_text())["records"]
+        again = {(name, batch) for name in args.workloads for batch in _batches(args, name)}
+        results["records"] = [r for r in before if (r["workload"], r["batch_size"]) not in again]
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.workloads:
             folder = Path(scratch, name)
-            batches = (name == "hh" and args.batch_sizes) or BATCHES[name]
+            batches = _batches(args, name)
             made = measured(
                 args.threads, work="make", folder=str(folder), name=name, data=args.data,
                 pairs=max(batches) * args.steps, toy=args.toy,
@@ -68,6 +73,10 @@ def run(args: argparse.Namespace) -> None:
                         print(report.line(record), flush=True)
                         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
                         (args.out / "RESULTS.md").write_text(report.written(results))
+
+
+def _batches(args: argparse.Namespace, name: str) -> Sequence[int]:
+    return (name == "hh" and args.batch_sizes) or BATCHES[name]
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def written(results: dict[str, Any]) -> str:
     found = rows(results["records"])
     parts = [
         "# What was measured",
-        f"{results['date']}, {results['threads']} threads, {results['steps']} steps a turn, the first not timed. "
+        f"{results['date']}, {results['threads']} threads; the first step of a turn is not timed. "
         f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
         "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times faster "
         "prefopt is than the row, and how many times its memory the row takes. Useful tokens are the different "
@@ -120,6 +120,8 @@ def _table(found: Rows, name: str, batch: int) -> str:
     ours = these.get("prefopt")
     lines = [
         f"## {name}, {batch} pairs a step",
+        f"Turns of each: {', '.join(f'{scheme} {len(row.records)}' for scheme, row in these.items())}; "
+        f"{len(next(iter(these.values())).losses)} steps a turn.",
         "| | pairs/s | with the reference pass | useful tokens/s | of matrix-product peak | peak memory"
         " | loss by step | furthest from prefopt's |\n|---|---|---|---|---|---|---|---|",
     ]

@@ -71,15 +71,16 @@ def prefopt(task: Task) -> Run:
     assert lm.way == "tree", lm.why
     budget = task.tokens_at_once or defaults.tokens_per_microbatch(lm.device)
     run, began = Run(), time.perf_counter()
-    sums = {}
-    for group in plan.microbatches([e for batch in task.batches for e in batch], budget):
+    sums: dict[str, tuple[float, int]] = {}
+    objective = Objective(DPO(BETA), lm, sums, budget)
+    for group in plan.microbatches([e for batch in task.batches for e in batch], objective.tokens_without_gradient):
         known = lm.score(lm.pack(group))
         keys = [key for e in group for key in response_keys(e)]
-        sums |= zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True)
+        sums.update(zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True))
     run.reference_seconds = time.perf_counter() - began
     schedule = Schedule(task.steps, task.batch_size, task.rate, 0, "constant", 1.0, 0, 0, task.steps)
     adamw = optimizer.build("adamw", lm.module.named_parameters())
-    state = TrainingState(Objective(DPO(BETA), lm, sums, budget), adamw, Guard())
+    state = TrainingState(objective, adamw, Guard())
     for batch in task.batches:
         began = time.perf_counter()
         run.losses.append(train_step(state, batch, schedule)["loss"])
