@@ -252,7 +252,8 @@ def held_out_loss_rose(run: Run) -> str | None:
         return None
     (lowest, at), (last, _) = min(curve), curve[-1]
     if last - lowest > OVERFIT_RISE * abs(curve[0][0]):
-        return f"Held-out loss was lowest at step {at:,} ({lowest:.4f}) and ended at {last:.4f}; try --max-steps {at}."
+        instead = f"--max-steps {at}" if at else "a lower --learning-rate"
+        return f"Held-out loss was lowest at step {at:,} ({lowest:.4f}) and ended at {last:.4f}; try {instead}."
     return None
 
 

@@ -111,6 +111,11 @@ def test_held_out_loss_that_rose_names_the_step_of_its_lowest(last, warned):
     assert any("try --max-steps 200" in text for text in _warnings(history=history)) == warned
 
 
+def test_held_out_loss_that_rose_from_the_start_asks_for_smaller_steps():
+    history = [{"step": step, "split": "eval", "loss": loss} for step, loss in [(0, 0.6), (100, 0.7)]]
+    assert any("try a lower --learning-rate" in text for text in _warnings(history=history))
+
+
 def test_every_warning_is_tried_and_every_one_names_a_figure_or_a_flag():
     results = _results(
         {"rewards/margins": 9.0, "rewards/accuracies": 0.99, "loss": math.inf},
