@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prefopt.model.language_model import LanguageModel, Way
 from prefopt.model.load import without_dropout
+from prefopt.rl.reward_model import scores
 from prefopt.types import PackedBatch
 
 
@@ -22,7 +23,7 @@ class ValueModel:
     """A transformers body and a scalar head on its hidden states, read as ``policy`` is read."""
 
     def __init__(self, body: nn.Module, head: nn.Linear, policy: LanguageModel):
-        body.value_head = head  # within the module, so that it is trained, saved and moved with it
+        body.score = head  # within the module, so that it is trained, saved and moved with it
         way: Way = "tree" if policy.way == "tree" else "rows"
         self.lm = LanguageModel(body.to(policy.device).requires_grad_(), way, policy.dtype)
         self.lm.read_as(way)
@@ -52,9 +53,7 @@ class ValueModel:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """[N] V(s_t) for every token of a batch, where s_t ends with the token before it; with its gradient."""
-        with self.lm.computing():
-            hidden = self.lm.hidden(batch)[batch.source]
-            return self.lm.module.value_head(hidden)[:, 0].float()
+        return scores(self.lm, batch)
 
     @torch.no_grad()
     def score(self, batch: PackedBatch) -> Tensor:

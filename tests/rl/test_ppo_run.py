@@ -205,7 +205,7 @@ def test_rollouts_are_scored_as_one_at_a_time(given):
     """Policy and value model in one tree, against each response alone in a plain forward; π_ref is π."""
     made = Fixture(given[0])
     cast = made.state.cast
-    torch.nn.init.normal_(cast.value.lm.module.value_head.weight)
+    torch.nn.init.normal_(cast.value.lm.module.score.weight)
     rollouts = cast.roll_out(made.asked, 3, made.method.generator(cast, made.state.encoder, 0))
     logps, values = [], []
     for example in rollouts.examples:
@@ -215,7 +215,7 @@ def test_rollouts_are_scored_as_one_at_a_time(given):
             log_p = cast.reference.bare(ids).logits[0].log_softmax(-1)
             logps.append(log_p[at, ids[0, at + 1]])
             hidden = cast.reference.bare.base_model(ids).last_hidden_state[0, at]
-            values.append(cast.value.lm.module.value_head(hidden)[:, 0])
+            values.append(cast.value.lm.module.score(hidden)[:, 0])
     assert cast.policy.way == "tree"
     torch.testing.assert_close(rollouts.logps, torch.cat(logps), rtol=0, atol=1e-4)
     torch.testing.assert_close(rollouts.reference, rollouts.logps, rtol=0, atol=1e-5)
@@ -275,7 +275,7 @@ def test_a_value_model_starts_as_the_reward_model(given):
     ids = torch.arange(5, 11)[None]
     expected = classifier.score(classifier.model(ids).last_hidden_state)[0, 3:, 0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert value.lm.module.value_head.weight is not classifier.score.weight, "a copy"
+    assert value.lm.module.score.weight is not classifier.score.weight, "a copy"
 
 
 def test_of_another_architecture_it_does_not(given, tmp_path):
