@@ -474,7 +474,7 @@ class Demo:
     seed: int = 0
     """decides all that is random"""
     full: bool = False
-    """five times the pairs, two passes, three seeds: half an hour instead of three minutes"""
+    """ten times the pairs, two passes, three seeds: far longer than three minutes"""
     seeds: int | None = None
     """how many for the methods under label noise; by default 1, with --full 3"""
 

@@ -45,7 +45,7 @@ class Size(NamedTuple):
 
     corpus: int = 40_000
     corpus_epochs: float = 2.5
-    pairs: int = 6_000
+    pairs: int = 10_000
     epochs: float = 1
     seeds: int = 1
 
