@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.errors import UserError
+from prefopt.model.allocator import return_memory_at_once
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.probe import probe
 from prefopt.model.quiet import quiet
