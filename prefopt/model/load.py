@@ -45,6 +45,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: in
     one answer from each other.
     """
     where = pick_device(device)
+    return_memory_at_once()
     module = from_folder(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
