@@ -63,7 +63,7 @@ BESIDE = (
 )
 FLIP = 0.2
 """share of labels that are turned around for these"""
-_noisy = partial(tune, rate=RATE, flip=FLIP, looks=1)
+_noisy = partial(tune, rate=RATE, flip=FLIP)
 UNDER_NOISE = (
     Method("DPO", partial(_noisy, loss=DPO(beta=0.1)), 0.1),
     Method("cDPO", partial(_noisy, loss=DPO(beta=0.1, label_smoothing=FLIP)), 0.1),

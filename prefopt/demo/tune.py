@@ -26,15 +26,14 @@ from prefopt.train.objective import Objective, Sums
 
 BATCH, TOKENS = 128, 4096
 """pairs in a step, and tokens computed at once: in so small a model, larger batches share more of their words"""
-LOOKS = 2
-"""how often a policy is enumerated on its way"""
 
 
 @dataclass(frozen=True)
 class Start:
     """What every method gets: the model that it starts from and is compared with, and how many pairs.
 
-    ``reference`` [X, Y]: that model's log-probabilities, also what the pairs are drawn from.
+    ``reference`` [X, Y]: that model's log-probabilities, also what the pairs are drawn from. ``looks``: how often a
+    policy is enumerated, its end included.
     """
 
     model: Path
@@ -42,6 +41,7 @@ class Start:
     pairs: int
     epochs: float = 1.0
     seed: int = 0
+    looks: int = 1
 
 
 class Snapshot(NamedTuple):
@@ -51,13 +51,11 @@ class Snapshot(NamedTuple):
     logps: np.ndarray
 
 
-def tune(
-    start: Start, loss: Loss, rate: float, flip: float = 0.0, looks: int = LOOKS, out: Path | None = None
-) -> list[Snapshot]:
+def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | None = None) -> list[Snapshot]:
     """Train on pairs of the reference's own reviews, a share ``flip`` of them turned around.
 
-    The policy after every 1/``looks`` of the steps; the last one is the end. A loss on single responses gets those of
-    the same pairs. The model is saved to ``out``, if that is named.
+    The last policy is the end. A loss on single responses gets those of the same pairs. The model is saved to
+    ``out``, if that is named.
     """
     world = the_world()
     pairs = world.pairs(start.reference, start.pairs, start.seed, flip)
@@ -74,14 +72,14 @@ def tune(
         if step:
             snapshots.append(Snapshot(step, world.logps(lm.module)))
 
-    fit(state, units, schedule(start, rate, len(units), looks), Hooks(_nothing, look, _nothing))
+    fit(state, units, schedule(start, rate, len(units)), Hooks(_nothing, look, _nothing))
     if out is not None:
         lm.save(out)
         world.tokenizer.save_pretrained(out)
     return snapshots
 
 
-def schedule(start: Start, rate: float, units: int, looks: int = LOOKS) -> Schedule:
+def schedule(start: Start, rate: float, units: int) -> Schedule:
     """As many steps for every method, whatever one of its units is."""
     steps = max(1, round(start.epochs * start.pairs / BATCH))
     return Schedule(
@@ -92,7 +90,7 @@ def schedule(start: Start, rate: float, units: int, looks: int = LOOKS) -> Sched
         decay="linear",
         clip=1.0,
         seed=start.seed,
-        eval_every=-(-steps // looks),
+        eval_every=-(-steps // start.looks),
         save_every=steps,
     )
 

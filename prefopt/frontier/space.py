@@ -93,7 +93,7 @@ class ResponseTree:
         return total[self.leaf] + token_logps[inner:]
 
 
-NODES_AT_ONCE, STRETCHES_AT_ONCE = 128, 32
+NODES_AT_ONCE, STRETCHES_AT_ONCE = 64, 32
 """a stretch of so many nodes is one sequence, and so many stretches one batch: for speed and memory only"""
 
 

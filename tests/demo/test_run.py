@@ -25,7 +25,7 @@ def shortened(tmp_path_factory):
         for name in names:
             patched.setattr(world, name, words[name])
         patched.setattr(world, "SLOTS", tuple(map(tuple, words.values())))
-        patched.setattr(demo, "SMALL", demo.Size(corpus=640, corpus_epochs=1, pairs=256))
+        patched.setattr(demo, "SMALL", demo.Size(corpus=640, corpus_epochs=1, pairs=256, looks=2))
         patched.setattr(demo, "BESIDE", [m for m in methods.BESIDE if m.name in ("DPO, β = 1", "KTO", "Preferred-FT")])
         patched.setattr(demo, "UNDER_NOISE", methods.UNDER_NOISE[1:2])
         patched.setattr(methods, "_cores", lambda: 1)
