@@ -1,6 +1,7 @@
 """PPO in the world, with the true reward: the method that DPO replaces, given what nobody has outside of a demo.
 
-It learns by the same step as ``prefopt ppo``, from its own samples; the policies that it comes by are enumerated.
+It learns by the same step as ``prefopt ppo``, from its own samples; the policies that it comes by are enumerated. What
+was tried to find these settings is in docs/ppo.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from prefopt.data.encode import Encoder
-from prefopt.demo.tune import LOOKS, Snapshot, Start
+from prefopt.demo.methods import Method
+from prefopt.demo.tune import Snapshot, Start
 from prefopt.demo.world import World, the_world
 from prefopt.generate import Prompt
 from prefopt.model.load import load_model
@@ -65,7 +67,7 @@ def ppo(
     state = PPOState(cast, Encoder(world.tokenizer), ours, values, method.kl_coef, Guard())
     schedule = Schedule(
         steps=steps, batch_size=prompts, peak=rate, warmup=steps // 10, decay="linear", clip=1.0,
-        seed=start.seed, eval_every=-(-steps // LOOKS), save_every=steps,
+        seed=start.seed, eval_every=-(-steps // start.looks), save_every=steps,
     )  # fmt: skip
     snapshots: list[Snapshot] = []
 
@@ -78,3 +80,26 @@ def ppo(
         policy.save(out)
         world.tokenizer.save_pretrained(out)
     return snapshots
+
+
+RATE = 2e-3
+"""the policy's learning rate; the value model's is ten times that"""
+
+
+def fixed(beta: float, steps: int) -> Method:
+    """With a KL penalty of β: it aims at the optimum for this β, as DPO does."""
+    return Method(
+        f"PPO, true reward, β = {beta:g}", partial(ppo, method=PPO(kl_coef=beta), rate=RATE, steps=steps), beta
+    )
+
+
+def targeting(kl: float, steps: int) -> Method:
+    """With a β that adapts until the KL is so many nats, as the paper's runs have it."""
+    method = PPO(kl_coef=0.2, target_kl=kl, horizon=2000)
+    return Method(f"PPO, true reward, KL {kl:g}", partial(ppo, method=method, rate=RATE, steps=steps))
+
+
+WITH_TRUE_REWARD = (
+    *(fixed(beta, steps=60) for beta in (0.5, 0.2, 0.1)),
+    *(targeting(kl, steps=60) for kl in (1.5, 3, 4.5)),
+)
