@@ -16,6 +16,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ from prefopt import report
 from prefopt.config import Demo
 from prefopt.demo import account, show
 from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, Outcome, jobs, perform_all
-from prefopt.demo.tune import BATCH, LOOKS, Start
+from prefopt.demo.rl import WITH_TRUE_REWARD
+from prefopt.demo.tune import BATCH, Start
 from prefopt.demo.world import World, the_world
 from prefopt.errors import Stopped, UserError
 from prefopt.frontier.exact import Frontier, Placement
@@ -48,9 +50,13 @@ class Size(NamedTuple):
     pairs: int = 10_000
     epochs: float = 1
     seeds: int = 1
+    looks: int = 1
+    """how often each method's policy is enumerated on its way"""
 
 
-SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3)
+SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3, looks=3)
+LOOKS = 3
+"""the same, of the method in front"""
 
 
 def run(config: Demo) -> int:
@@ -70,8 +76,8 @@ def run(config: Demo) -> int:
         flagship = prefer(world, out, start)
         show.line(console, flagship)
         console.rule("3. Other methods, on the same pairs")
-        others = jobs(BESIDE, start, out / "methods")
-        outcomes = perform_all([*others, *jobs(UNDER_NOISE, start, out / "noise", size.seeds)])
+        others = jobs([*BESIDE, *(WITH_TRUE_REWARD if config.full else ())], start, out / "methods")
+        outcomes = perform_all([*others, *jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)])
         beside = [flagship, *shown(console, islice(outcomes, len(others)))]
         console.rule("4. And where every fifth label is wrong")
         noisy = list(shown(console, outcomes))
@@ -112,7 +118,7 @@ def imitate(world: World, out: Path, size: Size, seed: int) -> Start:
         )  # fmt: skip
     model = out / "sft" / "model"
     reference = world.logps(load_model(str(model), device="cpu").module)
-    return Start(model, reference, size.pairs, size.epochs, seed)
+    return Start(model, reference, size.pairs, size.epochs, seed, size.looks)
 
 
 def prefer(world: World, out: Path, start: Start) -> Outcome:
