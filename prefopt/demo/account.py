@@ -79,7 +79,7 @@ def noise(outcomes: Sequence[Outcome]) -> Row:
     rows = []
     for name, runs in of.items():
         row: Row = {"name": name, "seeds": len(runs)}
-        for figure in ("kl", "reward", "efficiency"):
+        for figure in ("kl", "reward", "efficiency", "missing"):
             values = [getattr(run.end, figure) for run in runs]
             row[figure] = float(np.mean(values))
             if len(values) > 1:

@@ -61,11 +61,11 @@ def best_of_n(rows: Sequence[Row]) -> Table:
 
 def noise(results: Row) -> Table:
     """With ± one standard deviation over seeds, where there are several."""
-    shown = _table("method", "KL, nats", "reward", "efficiency", "seeds")
+    shown = _table("method", "KL, nats", "reward", "efficiency", "outside the grammar", "seeds")
     for row in results["methods"]:
         cells = [
             f"{row[name]:.3f}" + (f" ± {row[f'{name}_sd']:.3f}" if f"{name}_sd" in row else "")
-            for name in ("kl", "reward", "efficiency")
+            for name in ("kl", "reward", "efficiency", "missing")
         ]
         shown.add_row(row["name"], *cells, str(row["seeds"]))
     return shown

@@ -52,14 +52,15 @@ def noise(runs: Sequence[Run]) -> Markup | None:
     found = _only(runs, "noise")
     if not found:
         return None
+    shares = ("missing", "efficiency")
     rows = [
-        [row["name"], _spread(row, "kl"), _spread(row, "reward"), f"{_spread(row, 'efficiency', 100, 1)} %"]
+        [row["name"], _spread(row, "kl"), _spread(row, "reward"), *(f"{_spread(row, n, 100, 1)} %" for n in shares)]
         for row in found["methods"]
     ]
     seeds = max(row["seeds"] for row in found["methods"])
     lead = f"± one standard deviation over {seeds} seeds." if seeds > 1 else "One seed: its spread is not known."
     title = f"With {100 * found['flip']:.0f} % of the labels turned around"
-    return part("section", title, part("table", ["method", "KL", "reward", "efficiency"], rows), lead)
+    return part("section", title, part("table", ["method", "KL", "reward", "outside", "efficiency"], rows), lead)
 
 
 def calibration(runs: Sequence[Run]) -> Markup | None:

@@ -7,7 +7,8 @@ Drawn where ``results.json`` holds
                              "kl_interval": [1.9, 2.3], "reward_interval": [1.2, 1.4]}, ...]}
 
 ``curve`` may be empty where it is not known; ``step``, ``efficiency`` (reward gained, as a share of the most that the
-KL allows) and the intervals are left out where they do not apply. Points of one name are the places that one
+KL allows), ``missing`` (the policy's mass outside the responses that were enumerated) and the intervals are left out
+where they do not apply. Points of one name are the places that one
 run came by, in their order; the last is where it ended, and what the table tells of.
 """
 
@@ -45,9 +46,11 @@ def frontier(runs: Sequence[Run]) -> Markup | None:
         keys.insert(0, ("reference", "line", "the most that is possible"))
     caption = "Up is better, left is closer to the reference"
     caption += "; the grey curve is the most that any policy can reach." if curve else "."
-    table = part(
-        "table", ["policy", "KL", "reward", "efficiency"], _rows(named), lines=list(roles.values()), strong=True
-    )
+    enumerated = any("missing" in points[-1] for points in named.values())
+    if enumerated:
+        caption += " Outside is the probability of all that was not enumerated; the other figures are those within."
+    header = ["policy", "KL", "reward", *(["outside"] if enumerated else []), "efficiency"]
+    table = part("table", header, _rows(named, enumerated), lines=list(roles.values()), strong=True)
     return part("section", "Reward against KL", part("beside", part("figure", "", svg, keys, caption), table))
 
 
@@ -74,16 +77,18 @@ def _point(point: dict[str, Any], role: str) -> figures.Point:
     return figures.Point(point["kl"], point["reward"], role, point["kl_interval"], point["reward_interval"])
 
 
-def _rows(named: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+def _rows(named: dict[str, list[dict[str, Any]]], enumerated: bool) -> list[list[str]]:
     rows = []
     for name, points in named.items():
         last = points[-1]
-        efficiency = last.get("efficiency")
-        share = "–" if efficiency is None else f"{100 * float(efficiency):.1f} %"
-        rows.append(
-            [name, _figure(last["kl"], last["kl_interval"]), _figure(last["reward"], last["reward_interval"]), share]
-        )
+        figures = [_figure(last[what], last[f"{what}_interval"]) for what in ("kl", "reward")]
+        rows.append([name, *figures, *([_percent(last.get("missing"))] if enumerated else [])])
+        rows[-1].append(_percent(last.get("efficiency")))
     return rows
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * float(share):.1f} %"
 
 
 def _figure(value: float, interval: tuple[float, float] | None) -> str:

@@ -70,8 +70,11 @@ def test_the_same_figures_everywhere(shortened):
         assert re.search(shown, printed), name
         row = re.search(rf">{re.escape(name)}</th>(.*?)</tr>", page, re.DOTALL)
         cells = re.findall(r"<td>(.*?)</td>", row[1].replace("−", "-"))
-        assert cells == [f"{p['kl']:.3f}", f"{p['reward']:.3f}", f"{100 * p['efficiency']:.1f} %"], name
+        shares = [f"{100 * p[share]:.1f} %" for share in ("missing", "efficiency")]
+        assert cells == [f"{p['kl']:.3f}", f"{p['reward']:.3f}", *shares], name
     (noisy,) = found["noise"]["methods"]
+    row = re.search(rf">{noisy['name']}</th>(.*?)</tr>", page, re.DOTALL)
+    assert f"{100 * noisy['missing']:.1f} ± {100 * noisy['missing_sd']:.1f} %" in row[1]
     assert noisy["seeds"] == 2 and f"{noisy['kl']:.3f} ± {noisy['kl_sd']:.3f}" in printed
 
 
