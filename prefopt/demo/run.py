@@ -143,13 +143,17 @@ def prefer(world: World, out: Path, start: Start) -> Outcome:
 
 
 def publish(out: Path, figures: dict[str, Any], size: Size, config: Demo) -> None:
-    """The figures in a file, beside those of the run that is shown at length, and the page about both."""
+    """The figures in a file, beside those of the run that is shown at length, with its KL, and the page about both."""
     settings = {"seed": config.seed, **size._asdict()}
     write_results(out / "results.json", settings, figures)
     written = json.loads((out / "results.json").read_text(encoding="utf-8"))
     of_run = out / "dpo" / "results.json"
     both = written | json.loads(of_run.read_text(encoding="utf-8"))
     of_run.write_text(json.dumps(both, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    way = [point for point in figures["frontier"]["points"] if point["name"] == FLAGSHIP.name]
+    with (out / "dpo" / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        for step, kl in [(0, 0.0), *((point["step"], point["kl"]) for point in way)]:
+            metrics.write(json.dumps({"step": step, "split": "train", "kl": kl}) + "\n")
     report.write([out / "dpo"], out / "report.html")
 
 

@@ -65,6 +65,9 @@ def test_the_same_figures_everywhere(shortened):
     assert json.loads((out / "dpo" / "results.json").read_text())["frontier"] == found["frontier"]
     ends = {p["name"]: p for p in found["frontier"]["points"]}
     ends.pop("Best-of-N")
+    measured = map(json.loads, (out / "dpo" / "metrics.jsonl").read_text().splitlines())
+    assert [m["kl"] for m in measured if "kl" in m][-1] == ends[methods.FLAGSHIP.name]["kl"]
+    assert "KL to the reference over the steps" in page
     for name, p in ends.items():
         shown = rf"{re.escape(name)} +{p['kl']:.3f} +{p['reward']:.3f} +{p['efficiency']:.3f} +{p['missing']:.4f}"
         assert re.search(shown, printed), name
