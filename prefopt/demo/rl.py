@@ -82,20 +82,19 @@ def ppo(
     return snapshots
 
 
-RATE = 2e-3
-"""the policy's learning rate; the value model's is ten times that"""
+RATE, VALUE_RATE = 2e-3, 2.0
+"""the policy's learning rate, and the value model's as a multiple of it"""
 
 
 def fixed(beta: float, steps: int) -> Method:
-    """With a KL penalty of β: it aims at the optimum for this β, as DPO does."""
-    return Method(
-        f"PPO, true reward, β = {beta:g}", partial(ppo, method=PPO(kl_coef=beta), rate=RATE, steps=steps), beta
-    )
+    """With a KL penalty of β: it aims at the optimum for this β, as DPO does, but is no run to realign."""
+    method = PPO(kl_coef=beta, value_rate=VALUE_RATE)
+    return Method(f"PPO, true reward, β = {beta:g}", partial(ppo, method=method, rate=RATE, steps=steps))
 
 
 def targeting(kl: float, steps: int) -> Method:
     """With a β that adapts until the KL is so many nats, as the paper's runs have it."""
-    method = PPO(kl_coef=0.2, target_kl=kl, horizon=2000)
+    method = PPO(kl_coef=0.2, target_kl=kl, horizon=2000, value_rate=VALUE_RATE)
     return Method(f"PPO, true reward, KL {kl:g}", partial(ppo, method=method, rate=RATE, steps=steps))
 
 
