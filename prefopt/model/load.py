@@ -10,7 +10,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.errors import UserError
-from prefopt.model.allocator import return_memory_at_once
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.probe import probe
 from prefopt.model.quiet import quiet
@@ -45,7 +44,6 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: in
     one answer from each other.
     """
     where = pick_device(device)
-    return_memory_at_once()
     module = from_folder(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))

@@ -185,6 +185,13 @@ def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
     assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each // 4) == 16384
 
 
+def test_on_a_cpu_the_budget_follows_from_the_model():
+    cpu = torch.device("cpu")
+    assert defaults.tokens_per_microbatch(cpu, 16 * 3 * 10**7, 4 * 34 * 512 * 8) == 512  # 30M: 0.4 GB
+    assert defaults.tokens_per_microbatch(cpu, 16 * 5 * 10**8, 4 * 34 * 896 * 24) == 512  # 0.5B: 2 GB
+    assert defaults.tokens_per_microbatch(cpu, 16 * 10**5, 4 * 34 * 64 * 2) == 1024
+
+
 def test_a_reference_is_the_start_however_its_path_is_written(given, tmp_path):
     """Step 0 is checked then, and no second copy of the model is loaded."""
     same = reference._same_model
