@@ -61,7 +61,7 @@ def prefopt(task: Task) -> Run:
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
     from prefopt.model.reference import response_keys
-    from prefopt.train import defaults, optimizer
+    from prefopt.train import optimizer
     from prefopt.train.guard import Guard
     from prefopt.train.loop import Schedule, TrainingState, train_step
     from prefopt.train.objective import Objective
@@ -69,7 +69,7 @@ def prefopt(task: Task) -> Run:
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
     lm = load_model(str(task.model), "float32", "cpu", longest)
     assert lm.way == "tree", lm.why
-    budget = task.tokens_at_once or defaults.tokens_per_microbatch(lm.device)
+    budget = task.tokens_at_once or _budget(lm.module)
     run, began = Run(), time.perf_counter()
     sums: dict[str, tuple[float, int]] = {}
     objective = Objective(DPO(BETA), lm, sums, budget)
@@ -87,6 +87,14 @@ def prefopt(task: Task) -> Run:
         run.seconds.append(time.perf_counter() - began)
         state.step += 1
     return run
+
+
+def _budget(module: torch.nn.Module) -> int:
+    """What ``prefopt train`` would choose."""
+    from prefopt.train import defaults
+
+    held = defaults.held(sum(p.numel() for p in module.parameters()))
+    return defaults.tokens_per_microbatch(module.device, held, defaults.bytes_a_token(module.config, torch.float32))
 
 
 def padded(task: Task) -> Run:

@@ -7,6 +7,8 @@ about a thousand times more at 3M parameters, where this project's own examples 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from prefopt.config import Training
@@ -67,6 +69,18 @@ def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) ->
         return fitting(max(4 * 10**8, held // 4), each, most=1024)
     room = int(0.8 * torch.cuda.get_device_properties(device).total_memory) - held
     return fitting(room, each, most=16384)
+
+
+def held(parameters: int, optimizer: str = "adamw") -> int:
+    """Bytes of weights, gradients and moments."""
+    return 4 * parameters * (2 + (2 if optimizer == "adamw" else 1))
+
+
+def bytes_a_token(model: Any, dtype: torch.dtype, checkpointing: bool = False) -> int:
+    """Of activations, by a model's configuration: about 34 widths a layer, or 2 where the rest is computed again."""
+    model = model.get_text_config()
+    width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
+    return dtype.itemsize * width * layers * (2 if checkpointing else 34)
 
 
 def fitting(room: int, each: int, most: int) -> int:

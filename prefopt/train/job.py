@@ -155,16 +155,11 @@ class Job:
         return self.held() + (self.config.tokens_per_microbatch or 0) * self.bytes_a_token()
 
     def held(self) -> int:
-        """Bytes of weights, gradients and moments."""
-        return 4 * self.parameters * (2 + (2 if self.config.optimizer == "adamw" else 1))
+        return defaults.held(self.parameters, self.config.optimizer)
 
     def bytes_a_token(self) -> int:
-        """Of activations: about 34 widths a layer, or 2 where the rest is computed again."""
-        model = load_config(self.config.model).get_text_config()
-        width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
         dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
-        kept = 2 if self.config.activation_checkpointing else 34
-        return dtype.itemsize * width * layers * kept
+        return defaults.bytes_a_token(load_config(self.config.model), dtype, self.config.activation_checkpointing)
 
 
 def count_parameters(model: Any) -> int:
