@@ -23,6 +23,7 @@ from prefopt.data.findings import inspect_examples
 from prefopt.data.mix import Loaded, load
 from prefopt.data.render import Rendered
 from prefopt.errors import UserError
+from prefopt.terminal import printable
 from prefopt.types import Example, Finding, Message
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 POLICIES: tuple[Overlong, ...] = ("drop", "cut-prompt", "cut-response")
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 SHOWN = 3  # places shown per kind of finding
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +184,10 @@ def _cut(encoder: Encoder, drafts: Sequence[Draft], policy: Overlong) -> Cut:
 # ---------------------------------------------------------------- showing it
 
 
-def visible(text: str) -> str:
-    """Text from data, safe to print: what a terminal would obey or hide is spelt out.
-
-    >>> visible("\\x1b[31mred")
-    '\\\\x1b[31mred'
-    """
-    return UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
-
-
 def render(report: Report) -> Group:
     """The report for a screen: counts, layout and one example, lengths, truncation, findings by kind."""
     parts: list[Any] = [Text(", ".join(f"{n:,} {name}" for name, n in report.counts.items()), style="bold")]
-    parts += [Text(visible(line)) for line in (*report.layouts, *report.notes)]
+    parts += [Text(printable(line)) for line in (*report.layouts, *report.notes)]
     parts.append(Panel(_shown(report.sample), title="one example", title_align="left"))
     if report.lengths:
         parts.append(_table("tokens", list(QUANTILES), {k: list(v.values()) for k, v in report.lengths.items()}))
@@ -212,9 +203,9 @@ def _shown(sample: dict[str, str]) -> Text:
     """The beginning and the end of each part: the border between prompt and response is what to look at."""
     text = Text()
     for head, content in itertools.islice(sample.items(), 3):
-        content = visible(content)
+        content = printable(content)
         clipped = content if len(content) <= 320 else f"{content[:120]} […] {content[-180:]}"
-        text.append(visible(head) + "\n", style="bold").append(re.sub("\n{2,}", "\n", clipped).strip("\n") + "\n")
+        text.append(printable(head) + "\n", style="bold").append(re.sub("\n{2,}", "\n", clipped).strip("\n") + "\n")
     text.rstrip()
     return text
 
@@ -244,7 +235,7 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
         dropped = sum(finding.drops for finding in found)
         what = f", {dropped:,} cannot be trained on" if dropped else ", kept"
         lines.append(Text(f"{kind}: {len(found):,}{what}", style="bold red" if dropped else "bold yellow"))
-        lines += [Text(visible(f"  {str(finding)[:300]}")) for finding in found[:SHOWN]]
+        lines += [Text(printable(f"  {str(finding)[:300]}")) for finding in found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(Text(f"  and {len(found) - SHOWN:,} more"))
     return lines

@@ -9,7 +9,9 @@ from __future__ import annotations
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +33,9 @@ from prefopt.types import Encoded, Example, Finding, Message
 
 Overlong = Literal["drop", "cut-prompt", "cut-response"]
 TrainOn = Literal["last-assistant", "all-assistant"]
+
+AT_ONCE = 512
+"""examples that are rendered, then tokenized: enough for every core, few enough that the two overlap"""
 
 
 @dataclass(slots=True)
@@ -141,8 +146,14 @@ class Tokens:
 
     def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of texts that begin at the beginning."""
-        made = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._checked(text, np.array(e.ids, np.int32)) for text, e in zip(texts, made, strict=True)]
+        made = [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, made), np.int64, len(made))
+        ids = np.fromiter(chain.from_iterable(made), np.int32, lengths.sum())  # at once: most texts are short
+        found = np.split(self.real[ids], np.cumsum(lengths)[:-1]) if len(made) else []
+        owners = np.repeat(np.arange(len(made)), lengths)
+        for i in np.unique(owners[self.forbidden[ids]]):
+            found[i] = self._checked(texts[i], np.array(made[i], np.int32))
+        return found
 
     def continuations(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of texts that go on where another text ended."""
@@ -251,14 +262,32 @@ class Encoder:
         return bool(written and texts) and all(text.startswith(written) for text in texts)
 
     def drafts(self, examples: Sequence[Example]) -> tuple[list[Draft], list[Finding]]:
-        """Ids of all examples that can be rendered, nothing cut; call ``prepare`` before."""
-        tokens, rendered, findings = self.rendered(examples)
-        return self.assembled(tokens, rendered), findings
+        """Ids of all examples that can be rendered, nothing cut; call ``prepare`` before.
+
+        While some are tokenized, which takes other cores, the next ones are rendered.
+        """
+        tokens, parts = self.texts(examples)
+        findings: list[Finding] = []
+        with ThreadPoolExecutor(1) as pool:
+            made = []
+            for rendered, found in parts:
+                made.append(pool.submit(self.assembled, tokens, rendered))
+                findings += found
+            return [draft for part in made for draft in part.result()], findings
 
     def rendered(self, examples: Sequence[Example]) -> tuple[Tokens, list[Rendered], list[Finding]]:
         """The text of every example that the template accepts, what reads it, and what was odd."""
+        tokens, parts = self.texts(examples)
+        rendered, findings = zip(*parts, strict=True)
+        return tokens, list(chain(*rendered)), list(chain(*findings))
+
+    def texts(self, examples: Sequence[Example]) -> tuple[Tokens, Iterator[tuple[list[Rendered], list[Finding]]]]:
+        """What reads the texts, and those, some hundreds of examples after another."""
         controls = Controls(self.controls, _texts(examples))
-        return Tokens(self.tokenizer, controls), *self._render(examples, controls)
+        renderer = Renderer(self.tokenizer, controls, self.train_on, self.templated(examples))
+        starts = range(0, max(1, len(examples)), AT_ONCE)
+        parts = (self._render(renderer, start, examples[start : start + AT_ONCE]) for start in starts)
+        return Tokens(self.tokenizer, controls), parts
 
     def assembled(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[Draft]:
         """Text to ids, all prompts in one batch and all responses in another."""
@@ -273,11 +302,12 @@ class Encoder:
                 drafts[-1].scored.append(np.concatenate(scored))
         return drafts
 
-    def _render(self, examples: Sequence[Example], controls: Controls) -> tuple[list[Rendered], list[Finding]]:
-        renderer = Renderer(self.tokenizer, controls, self.train_on, self.templated(examples))
-        bos = controls.chars.get(self.tokenizer.bos_token or "", "")
+    def _render(
+        self, renderer: Renderer, start: int, examples: Sequence[Example]
+    ) -> tuple[list[Rendered], list[Finding]]:
+        bos = renderer.controls.chars.get(self.tokenizer.bos_token or "", "")
         rendered, findings = [], []
-        for index, example in enumerate(examples):
+        for index, example in enumerate(examples, start):
             try:
                 item = renderer.render(index, example)
             except Unusable as unusable:

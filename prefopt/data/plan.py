@@ -39,8 +39,10 @@ def units(examples: Sequence[Encoded], unit: Unit) -> list[Encoded]:
     if examples and not made:
         have = "single responses" if all(len(e.responses) == 1 for e in examples) else "comparisons without an order"
         other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
+        if unit == "demonstration":
+            have, other = "responses labelled undesirable", "kto"
         raise UserError(
-            f"this loss needs {_NEEDS[unit]}, and the data hold {have} only: choose another --loss ({other})"
+            f"this loss needs {_NEEDS[unit]}, and the data hold {have} only, which are for prefopt train --loss {other}"
         )
     return made
 

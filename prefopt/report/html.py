@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from prefopt.train.display import printable
+from prefopt.terminal import printable
 
 LONGEST = 2000
 """characters of one text that a page shows"""

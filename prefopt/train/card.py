@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from prefopt.config import Reward, Training
-from prefopt.train.display import printable
+from prefopt.terminal import printable
 from prefopt.train.summary import summarize, table_rows
 from prefopt.train.track import redact
 

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, NamedTuple
@@ -20,6 +19,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from prefopt.terminal import printable
 from prefopt.train.metrics import peak_memory
 
 LINES_BY_SHARE = 10
@@ -277,19 +277,3 @@ def size(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.{0 if count >= 10 * unit else 1}f} {letter}"
     return f"{count:.0f} "
-
-
-def printable(text: str) -> str:
-    r"""``text`` with what would steer a terminal made visible: control and bidirectional characters, lone surrogates.
-
-    >>> printable("a\x1b[31mb\tc\nd")
-    'a\\x1b[31mb\tc\nd'
-    """
-    return "".join(c if c in "\n\t" or not _steers(c) else ascii(c)[1:-1] for c in text)
-
-
-_BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL

@@ -61,6 +61,8 @@ def prepare(
         notes.extend(data.notes)
         examples = [data.examples[i] for i in plan.repeated(data.weights, config.seed)]
         made = plan.units(examples, unit)
+        if unit == "response" and (rankings := sum(len(example.responses) > 2 for example in examples)):
+            notes.append(f"of {rankings:,} rankings only the best and the worst response are learned from")
         findings.extend(_unfit(examples, made, unit))
         return made
 

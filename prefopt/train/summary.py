@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.statistics import proportion
-from prefopt.train.display import printable
+from prefopt.terminal import printable
 
 Figures = Mapping[str, float]
 
@@ -237,7 +237,7 @@ def overfitted(run: Run) -> str | None:
     if training - held_out > OVERFIT_GAP and beyond:
         return (
             f"Held-out accuracy {_accuracy(run.held_out)} is far below training's {_accuracy(run.training)}: "
-            "much of it was learned by heart; fewer --epochs, more data or a larger --beta."
+            "much of it was learned by heart; fewer --epochs or more data."
         )
     return None
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from prefopt.cli import main
-from prefopt.data.check import by_kind, check, render, to_json, visible
+from prefopt.data.check import by_kind, check, render, to_json
 from tests.data.test_encode import CHATML, OPENED, THINKING, byte_level, metaspace
 
 GOOD = {"prompt": "what is 2 + 2?", "chosen": " It is 4.", "rejected": " It is five."}
@@ -133,7 +133,6 @@ def test_text_from_data_cannot_speak_to_the_terminal(file):
     shown = screen(check([file({**GOOD, "prompt": nasty}), file({**GOOD, "chosen": nasty}, name="\x1b[31mred.jsonl")]))
     assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown
     assert "\\x1b[2Jgone [bold red]loud[/bold red] \\u202eback" in shown
-    assert visible("kept:\n\té 中") == "kept:\n\té 中"
 
 
 def test_json_holds_every_finding(file):

@@ -72,10 +72,10 @@ def test_one_of_a_comparison_is_desirable_and_one_is_not():
 @pytest.mark.parametrize(
     ("scores", "unit", "said"),
     [
-        ((1.0,), "pair", r"pairs of a better and a worse response.*single responses.*--loss \(sft or kto\)"),
+        ((1.0,), "pair", r"pairs of a better and a worse response.*single responses.*--loss sft or kto"),
         ((1.0, 1.0), "ranking", r"ranked responses.*comparisons without an order"),
-        ((None,), "response", r"labelled desirable or not.*--loss \(dpo\)"),
-        ((0.0,), "demonstration", r"responses to imitate"),
+        ((None,), "response", r"labelled desirable or not.*--loss dpo"),
+        ((0.0,), "demonstration", r"responses to imitate.*undesirable.*--loss kto"),
     ],
 )
 def test_data_of_another_kind_are_refused_with_a_way_out(scores, unit, said):

@@ -271,6 +271,11 @@ def test_what_a_loss_cannot_use_is_counted(given, tmp_path, capsys, command, los
     assert tiny.main([*line, "--data", data, "--strict"]) == 2
 
 
+def test_what_kto_leaves_of_a_ranking_is_said(given, tmp_path, capsys):
+    assert tiny.cli("train", given.model, given.rankings, tmp_path / "run", loss="kto", dry_run=True) == 0
+    assert "of 8 rankings only the best and the worst response are learned from" in capsys.readouterr().err
+
+
 def test_lost_end_tokens_are_counted(given, tmp_path, capsys):
     settings = dict(max_length=12, overlong="cut-response", dry_run=True)
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0

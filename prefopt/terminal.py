@@ -1,0 +1,21 @@
+"""Text from anywhere, safe to show: what would steer a terminal, or hide, is spelt out."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""``text`` with control and bidirectional characters and lone surrogates made visible.
+
+    >>> printable("a\x1b[31mb\tc\nd")
+    'a\\x1b[31mb\tc\nd'
+    """
+    return "".join(c if c in "\n\t" or not _steers(c) else ascii(c)[1:-1] for c in text)
+
+
+_BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL
