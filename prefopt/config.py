@@ -295,7 +295,7 @@ class Sweep(Train):
     max_new_tokens: int | None = None
     """longest response that is drawn; by default 128, or half of what the model takes"""
     reward: str | None = None
-    """file.py:function of your own: prompts, responses -> a number for each"""
+    """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
 
     def __post_init__(self) -> None:
         Training.__post_init__(self)  # which loss gets which options, and whether it is right, is each run's
@@ -474,9 +474,11 @@ class Demo:
     seed: int = 0
     """decides all that is random"""
     full: bool = False
-    """ten times the pairs, two passes, three seeds: far longer than three minutes"""
+    """ten times the pairs, PPO at length and three seeds: about an hour on two cores"""
     seeds: int | None = None
-    """how many for the methods under label noise; by default 1, with --full 3"""
+    """how many for each method, whose mean and spread are shown; by default 1, with --full 3"""
+    resume: bool = False
+    """continue a demo that was stopped: what is done is kept"""
 
     def __post_init__(self) -> None:
         _not_negative(self, "seed")
@@ -607,6 +609,7 @@ def dump(config: Any) -> str:
     seed: 3
     full: false
     seeds: null
+    resume: false
     """
     lines: dict[str, Any] = {}
     for field in dataclasses.fields(config):

@@ -1,7 +1,8 @@
 """The methods that the demo compares: each a name and a function from `Start` to the policies that it came by.
 
-To add one, name it in a list below. One that trains otherwise, such as PPO, brings a function of its own: it gets the
-`Start` and a folder to save its model in, and returns `Snapshot`s of log-probabilities [X, Y].
+To add one, name it in a list below. One that trains otherwise brings a function of its own, as PPO does
+(prefopt/demo/rl.py): it gets the `Start` and a folder to save its model in, and returns `Snapshot`s of
+log-probabilities [X, Y].
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ import torch
 from prefopt.demo.tune import Snapshot, Start, tune
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, Placement
-from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO
+from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO, Unlikelihood
 
 RATE, GENTLE = 1e-3, 5e-4
 """learning rates: the second for DPO from β = 1 on, where a policy has less of a way to go"""
@@ -45,10 +47,23 @@ class Method:
         """
         return "-".join(re.findall(r"[a-z0-9.]+", self.name.lower()))
 
+    @property
+    def family(self) -> str:
+        """What it shares with methods that differ by a number only.
+
+        >>> Method("DPO, β = 0.05", list).family
+        'DPO'
+        """
+        return self.name.partition(",")[0]
+
 
 def dpo(beta: float) -> Method:
     rate = RATE if beta < 1 else GENTLE
     return Method(f"DPO, β = {beta:g}", partial(tune, loss=DPO(beta=beta), rate=rate), beta)
+
+
+def unlikelihood(alpha: float) -> Method:
+    return Method(f"Unlikelihood, α = {alpha:g}", partial(tune, loss=Unlikelihood(alpha=alpha), rate=RATE))
 
 
 FLAGSHIP = dpo(0.1)
@@ -60,7 +75,10 @@ BESIDE = (
     Method("ORPO", partial(tune, loss=ORPO(odds_weight=0.25), rate=RATE)),
     Method("SimPO", partial(tune, loss=SimPO(), rate=RATE)),
     Method("Preferred-FT", partial(tune, loss=SFT(), rate=RATE)),
+    unlikelihood(0.1),
 )
+WITH_FULL = (unlikelihood(0.5),)
+"""beside these, with --full"""
 FLIP = 0.2
 """share of labels that are turned around for these"""
 _noisy = partial(tune, rate=RATE, flip=FLIP)
@@ -70,7 +88,6 @@ UNDER_NOISE = (
     Method("robust DPO", partial(_noisy, loss=Robust(beta=0.1, label_smoothing=FLIP)), 0.1),
     Method("IPO, τ = 0.1", partial(_noisy, loss=IPO(tau=0.1))),
 )
-BEST_OF = (2, 4, 8, 16, 32, 64)
 
 
 class Outcome(NamedTuple):
@@ -78,20 +95,13 @@ class Outcome(NamedTuple):
 
     method: Method
     seed: int
-    way: list[tuple[int | None, Placement]]
+    way: list[tuple[int, Placement]]
     logps: np.ndarray
     model: Path
 
     @property
     def end(self) -> Placement:
         return self.way[-1][1]
-
-
-def perform(method: Method, start: Start, out: Path) -> Outcome:
-    snapshots = method.policies(start, out=out)
-    frontier = Frontier(start.reference, the_world().reward)
-    way = [(step, frontier.place(logps)) for step, logps in snapshots]
-    return Outcome(method, start.seed, way, snapshots[-1].logps, out)
 
 
 class Job(NamedTuple):
@@ -111,18 +121,45 @@ def jobs(methods: Iterable[Method], start: Start, out: Path, seeds: int = 1) -> 
     ]
 
 
-def perform_all(todo: Sequence[Job], processes: int | None = None) -> Iterator[Outcome]:
-    """The outcomes, in the order of the jobs.
+def perform(job: Job) -> Outcome:
+    """The policies that the method comes by are kept in its folder, and read if they are there."""
+    method, start, out = job
+    kept = out / "policies.npz"
+    if kept.exists():
+        read = np.load(kept)
+        snapshots = [Snapshot(int(step), logps) for step, logps in zip(read["steps"], read["logps"], strict=True)]
+    else:
+        snapshots = method.policies(start, out=out)
+        _keep(kept, snapshots)
+    frontier = Frontier(start.reference, the_world().reward)
+    way = [(step, frontier.place(logps)) for step, logps in snapshots]
+    return Outcome(method, start.seed, way, snapshots[-1].logps, out)
+
+
+def _keep(file: Path, snapshots: list[Snapshot]) -> None:
+    """Whole or not at all."""
+    steps, logps = zip(*snapshots, strict=True)
+    aside = file.with_name("tmp.npz")
+    np.savez(aside, steps=np.array(steps), logps=np.stack(logps))
+    aside.replace(file)
+
+
+@contextmanager
+def workers() -> Iterator[Callable[..., Iterator[Any]]]:
+    """A ``map`` over processes, whose results come in the order of what they were made of.
 
     A model as small as this gains nothing from a second core, so each core gets a process: twice as fast on two,
-    and the figures do not depend on how many there are.
+    and the figures do not depend on how many there are. With one it is the ordinary ``map``.
     """
-    processes = min(processes or _cores(), len(todo))
+    processes = _cores()
     if processes == 1:
-        yield from (perform(*job) for job in todo)
+        yield map
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _alone) as pool:
-        yield from pool.map(perform, *zip(*todo, strict=True))
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:

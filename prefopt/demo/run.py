@@ -6,36 +6,40 @@ exact frontier.
 
 corpus.jsonl, pairs.jsonl   the data, as a person would bring them
 sft/, dpo/                  the runs of ``prefopt sft`` and ``prefopt train`` on them
+rewards/                    reward models on the same pairs
 methods/, noise/            the models of the other methods
-results.json, report.html   all figures, and pictures of them
+results.json, report.html   all figures, and pictures of them; frontier.svg: all methods in one
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt import report
 from prefopt.config import Demo
-from prefopt.demo import account, show
-from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, Outcome, jobs, perform_all
-from prefopt.demo.rl import WITH_TRUE_REWARD
+from prefopt.demo import account, rl, show
+from prefopt.demo.best_of import best_of, draw
+from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, WITH_FULL, Outcome, jobs, perform, workers
+from prefopt.demo.rewards import learn
 from prefopt.demo.tune import BATCH, Start
 from prefopt.demo.world import World, the_world
 from prefopt.errors import Stopped, UserError
 from prefopt.frontier.exact import Frontier, Placement
 from prefopt.model.load import load_model
 from prefopt.model.quiet import quiet
+from prefopt.report.frontier import picture
 from prefopt.train import sft, train
 from prefopt.train.card import write_results
 from prefopt.train.checkpoint import Checkpoint
@@ -43,7 +47,10 @@ from prefopt.types import Example
 
 
 class Size(NamedTuple):
-    """How much is read: reviews and passes over them for SFT, pairs and passes for each method, seeds under noise."""
+    """How much is read: reviews and passes over them for SFT, pairs and passes for each method, and how many seeds.
+
+    Seeds decide the pairs, their labels and order, and what PPO draws; the model that all start from is one.
+    """
 
     corpus: int = 40_000
     corpus_epochs: float = 2.5
@@ -60,44 +67,74 @@ LOOKS = 3
 
 
 def run(config: Demo) -> int:
-    """Writes everything to ``config.out``; UserError when there is something already."""
+    """Writes everything to ``config.out``; UserError when there is something already, and it is not to be resumed."""
     out, world = config.out, the_world()
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty: choose another folder, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
     size = FULL if config.full else SMALL
     size = size._replace(seeds=config.seeds or size.seeds)
+    settings = {"seed": config.seed, "full": config.full, **size._asdict()}
+    begin(out, settings, config.resume)
     console = Console(highlight=False)
     try:
         console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
         start = imitate(world, out, size, config.seed)
-        exact = Frontier(start.reference, world.reward)
-        console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
-        flagship = prefer(world, out, start)
-        show.line(console, flagship)
-        console.rule("3. Other methods, on the same pairs")
-        others = jobs([*BESIDE, *(WITH_TRUE_REWARD if config.full else ())], start, out / "methods")
-        outcomes = perform_all([*others, *jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)])
-        beside = [flagship, *shown(console, islice(outcomes, len(others)))]
-        console.rule("4. And where every fifth label is wrong")
-        noisy = list(shown(console, outcomes))
+        with workers() as every:
+            console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
+            learning = every(learn, [replace(start, seed=config.seed + i) for i in range(size.seeds)])
+            flagship = prefer(world, out, start)  # while the reward models learn from the same answers
+            show.line(console, flagship)
+            rewards = list(learning)
+            console.rule("3. Other methods, on the same pairs")
+            methods = [*BESIDE, *((*WITH_FULL, *rl.FULL) if config.full else rl.REDUCED)]
+            others = jobs([FLAGSHIP], replace(start, looks=LOOKS), out / "methods", size.seeds)[1:]
+            others += jobs(methods, start, out / "methods", size.seeds)
+            noisy = jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)
+            outcomes = every(perform, [*others, *noisy])
+            beside = [flagship, *shown(console, islice(outcomes, len(others)))]
+            console.rule("4. And where every fifth label is wrong")
+            under_noise = list(shown(console, outcomes))
     except Stopped as stopped:
-        raise Stopped(f"stopped; a demo starts from the beginning: remove {out} and run it again") from stopped
+        raise Stopped("stopped; the same command with --resume goes on with what is not done yet") from stopped
     console.rule("5. Against the exact optimum")
-    best = account.best_of(exact)
-    figures = {
-        "frontier": account.frontier(exact, beside, best),
-        "optimum": account.optimum(exact),
-        "best_of_n": best,
-        "noise": account.noise(noisy),
-        "realignment": account.realignment(world, exact, start.model, beside),
-        "calibration": account.calibration(exact, flagship),
-        "reference": account.point("SFT", exact.place(start.reference)),
-    }
-    publish(out, figures, size, config)
+    figures = told(world, start, rewards, beside, under_noise)
+    publish(out, figures, settings, flagship)
     show.figures(console, figures)
     console.print(f"\nresults  {out / 'results.json'}\nreport   {out / 'report.html'}")
     return 0
+
+
+def told(
+    world: World, start: Start, rewards: Sequence[np.ndarray], beside: Sequence[Outcome], under_noise: Sequence[Outcome]
+) -> dict[str, Any]:
+    """What is to be said of it all; the first outcome ``beside`` others is the method in front."""
+    exact = Frontier(start.reference, world.reward)
+    drawn = draw(world, start.model, start.seed)
+    best = {"true": best_of(exact, [world.reward], drawn), "learned": best_of(exact, rewards, drawn)}
+    return {
+        "frontier": account.frontier(exact, beside, best),
+        "optimum": account.optimum(exact),
+        "best_of_n": best,
+        "noise": account.noise(under_noise),
+        "realignment": account.realignment(world, exact, start.model, [o for o in beside if o.seed == start.seed]),
+        "calibration": account.calibration(exact, beside[0].method.name, account.implicit(exact, beside[0])),
+        "reward": account.rewards(exact, rewards),
+        "reference": account.point("SFT", exact.place(start.reference)),
+    }
+
+
+def begin(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """The folder, with the settings of what it is for; those of a demo that is resumed must be the same."""
+    file = out / "settings.json"
+    if resume and file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != settings:
+            raise UserError(f"--out {out} holds a demo with other settings: continue it with those, {before}")
+        if (out / "report.html").exists():
+            raise UserError(f"--out {out} holds a demo that is finished: there is nothing to resume")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty: choose another folder, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
 def shown(console: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
@@ -109,30 +146,37 @@ def shown(console: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 def imitate(world: World, out: Path, size: Size, seed: int) -> Start:
     """A new model, and SFT on a corpus."""
-    write(out / "corpus.jsonl", world.corpus(size.corpus, seed))
-    new_model(world, out / "base", seed)
-    with redirect_stdout(io.StringIO()):  # the words at the end of a run are for those who made only that one
-        sft(
-            model=str(out / "base"), data=str(out / "corpus.jsonl"), out=out / "sft",
-            epochs=size.corpus_epochs, batch_size=64, learning_rate=5e-3, seed=seed,
-        )  # fmt: skip
+    if not finished(out / "sft"):
+        write(out / "corpus.jsonl", world.corpus(size.corpus, seed))
+        new_model(world, out / "base", seed)
+        with redirect_stdout(io.StringIO()):  # the words at the end of a run are for those who made only that one
+            sft(
+                model=str(out / "base"), data=str(out / "corpus.jsonl"), out=out / "sft",
+                epochs=size.corpus_epochs, batch_size=64, learning_rate=5e-3, seed=seed, resume=(out / "sft").exists(),
+            )  # fmt: skip
     model = out / "sft" / "model"
     reference = world.logps(load_model(str(model), device="cpu").module)
-    return Start(model, reference, size.pairs, size.epochs, seed, size.looks)
+    return Start(model, reference, size.pairs, size.epochs, seed, size.looks, out / "rewards")
+
+
+def finished(run: Path) -> bool:
+    return (run / "results.json").exists()
 
 
 def prefer(world: World, out: Path, start: Start) -> Outcome:
     """The method in front, as a person would train it; its checkpoints tell its way."""
-    write(out / "pairs.jsonl", world.examples(world.pairs(start.reference, start.pairs, start.seed)))
-    steps = max(1, round(start.epochs * start.pairs / BATCH))
-    with redirect_stdout(io.StringIO()):
-        train(
-            model=str(start.model), data=str(out / "pairs.jsonl"), out=out / "dpo",
-            loss="dpo", loss_options={"beta": FLAGSHIP.beta}, epochs=start.epochs, batch_size=BATCH,
-            learning_rate=RATE, seed=start.seed, save_every=-(-steps // LOOKS), keep=LOOKS + 1,
-        )  # fmt: skip
+    if not finished(out / "dpo"):
+        write(out / "pairs.jsonl", world.examples(world.pairs(start.reference, start.pairs, start.seed)))
+        steps = max(1, round(start.epochs * start.pairs / BATCH))
+        with redirect_stdout(io.StringIO()):
+            train(
+                model=str(start.model), data=str(out / "pairs.jsonl"), out=out / "dpo",
+                loss="dpo", loss_options={"beta": FLAGSHIP.beta}, epochs=start.epochs, batch_size=BATCH,
+                learning_rate=RATE, seed=start.seed, save_every=-(-steps // LOOKS), keep=LOOKS + 1,
+                resume=(out / "dpo").exists(),
+            )  # fmt: skip
     exact = Frontier(start.reference, world.reward)
-    way: list[tuple[int | None, Placement]] = []
+    way: list[tuple[int, Placement]] = []
     lm = load_model(str(out / "dpo" / "model"), device="cpu")
     for folder in sorted((out / "dpo" / "checkpoints").iterdir()):
         step = int(folder.name.removeprefix("step-"))
@@ -142,18 +186,17 @@ def prefer(world: World, out: Path, start: Start) -> Outcome:
     return Outcome(FLAGSHIP, start.seed, way, logps, out / "dpo" / "model")
 
 
-def publish(out: Path, figures: dict[str, Any], size: Size, config: Demo) -> None:
+def publish(out: Path, figures: dict[str, Any], settings: Mapping[str, Any], flagship: Outcome) -> None:
     """The figures in a file, beside those of the run that is shown at length, with its KL, and the page about both."""
-    settings = {"seed": config.seed, **size._asdict()}
     write_results(out / "results.json", settings, figures)
     written = json.loads((out / "results.json").read_text(encoding="utf-8"))
     of_run = out / "dpo" / "results.json"
     both = written | json.loads(of_run.read_text(encoding="utf-8"))
     of_run.write_text(json.dumps(both, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    way = [point for point in figures["frontier"]["points"] if point["name"] == FLAGSHIP.name]
     with (out / "dpo" / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        for step, kl in [(0, 0.0), *((point["step"], point["kl"]) for point in way)]:
+        for step, kl in [(0, 0.0), *((step, place.kl) for step, place in flagship.way)]:
             metrics.write(json.dumps({"step": step, "split": "train", "kl": kl}) + "\n")
+    (out / "frontier.svg").write_text(picture(figures["frontier"]), encoding="utf-8")
     report.write([out / "dpo"], out / "report.html")
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefopt.demo.methods import Outcome
+from prefopt.statistics import Interval
 
 Row = Mapping[str, Any]
 
@@ -25,25 +26,27 @@ def line(console: Console, outcome: Outcome) -> None:
 def figures(console: Console, results: Row) -> None:
     """The tables, and what they say."""
     console.print(table(results), "Efficiency: reward gained, as a share of the most that the KL allows.", sep="\n")
-    _titled(console, "Best-of-N's KL and the bound often given for it", best_of_n(results["best_of_n"]))
+    for by in ("true", "learned"):
+        _titled(console, f"Best-of-N by the {by} reward: exact, and drawn", best_of_n(results["best_of_n"][by]))
     _titled(console, f"{results['noise']['flip']:.0%} of the labels turned around", noise(results["noise"]))
     run = results["realignment"]["run"]
     _titled(console, f"One run, every β: {run}, realigned", realignment(results["realignment"]))
-    found = results["calibration"]
-    console.print(
-        f"\nCalibration of {found['run']}: its implicit reward has correlation {found['correlation']:.3f} with the "
-        f"true one and slope {found['slope']:.3f}; it orders {found['agreement']:.1%} of all pairs alike, and its "
-        f"preferences are off by {found['error']:.3f} on average."
-    )
+    for found in (results["calibration"], results["reward"]):
+        console.print(
+            f"\nCalibration of {found['run']}: its reward has correlation {found['correlation']:.3f} with the true one "
+            f"and slope {found['slope']:.3f}; it predicts {found['accuracy']:.1%} of new labels, the true one "
+            f"{found['ceiling']:.1%}; both order {found['agreement']:.1%} of all pairs alike, and its preferences are "
+            f"off by {found['error']:.3f} on average."
+        )
 
 
 def table(results: Row) -> Table:
     """Every method where it ended, by efficiency; then the best possible for each β."""
-    ends = {(p["name"], p.get("n")): p for p in results["frontier"]["points"] if p["name"] != "Best-of-N"}
-    rows = [*ends.values(), *results["best_of_n"]]
+    ends = {p["name"]: p for p in results["frontier"]["points"] if not p["name"].startswith("Best-of-N")}
+    rows = [*ends.values(), *results["best_of_n"]["true"]]
     shown = _table("method", "KL, nats", "reward", "efficiency", "outside the grammar")
     for p in sorted(rows, key=lambda p: -p["efficiency"]):
-        shown.add_row(p["name"], *_figures(p), f"{p['missing']:.4f}")
+        shown.add_row(p["name"], *_figures(p), _spread(p, "missing", 4))
     shown.add_section()
     start = results["reference"]
     shown.add_row("where all began (SFT)", "0", f"{start['reward']:.3f}", "–", f"{start['missing']:.4f}")
@@ -53,21 +56,18 @@ def table(results: Row) -> Table:
 
 
 def best_of_n(rows: Sequence[Row]) -> Table:
-    shown = _table("N", *(str(row["n"]) for row in rows))
-    shown.add_row("KL", *(f"{row['kl']:.4f}" for row in rows))
-    shown.add_row("log N − (N−1)/N", *(f"{row['bound']:.4f}" for row in rows))
+    """The bound is log N − (N−1)/N; what was drawn has 95 % intervals."""
+    shown = _table("N", "KL", "drawn", "bound", "reward", "drawn")
+    for row in rows:
+        kl, reward = (str(Interval(*row["drawn"][axis])) for axis in ("kl", "reward"))
+        shown.add_row(str(row["n"]), _spread(row, "kl"), kl, f"{row['bound']:.3f}", _spread(row, "reward"), reward)
     return shown
 
 
 def noise(results: Row) -> Table:
-    """With ± one standard deviation over seeds, where there are several."""
     shown = _table("method", "KL, nats", "reward", "efficiency", "outside the grammar", "seeds")
     for row in results["methods"]:
-        cells = [
-            f"{row[name]:.3f}" + (f" ± {row[f'{name}_sd']:.3f}" if f"{name}_sd" in row else "")
-            for name in ("kl", "reward", "efficiency", "missing")
-        ]
-        shown.add_row(row["name"], *cells, str(row["seeds"]))
+        shown.add_row(row["name"], *_figures(row), _spread(row, "missing"), str(row["seeds"]))
     return shown
 
 
@@ -81,7 +81,12 @@ def realignment(results: Row) -> Table:
 
 
 def _figures(p: Row) -> list[str]:
-    return [f"{p[name]:.3f}" for name in ("kl", "reward", "efficiency")]
+    return [_spread(p, name) for name in ("kl", "reward", "efficiency")]
+
+
+def _spread(p: Row, name: str, digits: int = 3) -> str:
+    """With ± one standard deviation over seeds, where there are several."""
+    return " ± ".join(f"{p[key]:.{digits}f}" for key in (name, f"{name}_sd") if key in p)
 
 
 def _table(first: str, *rest: str) -> Table:

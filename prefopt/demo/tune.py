@@ -23,6 +23,7 @@ from prefopt.train import optimizer
 from prefopt.train.guard import Guard
 from prefopt.train.loop import Hooks, Schedule, TrainingState, fit
 from prefopt.train.objective import Objective, Sums
+from prefopt.types import Encoded
 
 BATCH, TOKENS = 128, 4096
 """pairs in a step, and tokens computed at once: in so small a model, larger batches share more of their words"""
@@ -32,8 +33,9 @@ BATCH, TOKENS = 128, 4096
 class Start:
     """What every method gets: the model that it starts from and is compared with, and how many pairs.
 
-    ``reference`` [X, Y]: that model's log-probabilities, also what the pairs are drawn from. ``looks``: how often a
-    policy is enumerated, its end included.
+    ``reference`` [X, Y]: that model's log-probabilities. ``looks``: how often a policy is enumerated, its end included.
+    ``rewards``: the folder of the reward models, one for each seed. ``writer`` [X, Y]: the policy that the pairs are
+    drawn from, by default the reference.
     """
 
     model: Path
@@ -42,25 +44,31 @@ class Start:
     epochs: float = 1.0
     seed: int = 0
     looks: int = 1
+    rewards: Path | None = None
+    writer: np.ndarray | None = None
+
+    @property
+    def reward_model(self) -> Path:
+        """The folder of the one that was trained on the pairs of this seed."""
+        assert self.rewards is not None
+        return self.rewards / f"seed-{self.seed}"
 
 
 class Snapshot(NamedTuple):
-    """A policy [X, Y] after so many steps; None where nothing is trained."""
+    """A policy [X, Y] after so many steps."""
 
-    step: int | None
+    step: int
     logps: np.ndarray
 
 
 def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | None = None) -> list[Snapshot]:
-    """Train on pairs of the reference's own reviews, a share ``flip`` of them turned around.
+    """Train on pairs of the writer's reviews, a share ``flip`` of them turned around.
 
     The last policy is the end. A loss on single responses gets those of the same pairs. The model is saved to
     ``out``, if that is named.
     """
     world = the_world()
-    pairs = world.pairs(start.reference, start.pairs, start.seed, flip)
-    compared = zip(pairs.prompt.tolist(), pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)
-    units = plan.units([world.encoded(x, (chosen, rejected)) for x, chosen, rejected in compared], loss.unit)
+    units = plan.units(compared(start, flip), loss.unit)
     lm = load_model(str(start.model), device="cpu")
     reference = known(start.reference.tobytes()) if loss.needs_reference else None
     state = TrainingState(
@@ -72,11 +80,20 @@ def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | N
         if step:
             snapshots.append(Snapshot(step, world.logps(lm.module)))
 
-    fit(state, units, schedule(start, rate, len(units)), Hooks(_nothing, look, _nothing))
+    fit(state, units, schedule(start, rate, len(units)), Hooks(nothing, look, nothing))
     if out is not None:
         lm.save(out)
         world.tokenizer.save_pretrained(out)
     return snapshots
+
+
+def compared(start: Start, flip: float = 0.0) -> list[Encoded]:
+    """The pairs of this seed, as a tokenizer would make them of the text."""
+    world = the_world()
+    writer = start.reference if start.writer is None else start.writer
+    pairs = world.pairs(writer, start.pairs, start.seed, flip)
+    each = zip(pairs.prompt.tolist(), pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)
+    return [world.encoded(x, (chosen, rejected)) for x, chosen, rejected in each]
 
 
 def schedule(start: Start, rate: float, units: int) -> Schedule:
@@ -107,5 +124,5 @@ def known(reference: bytes) -> Sums:
     }
 
 
-def _nothing(*_: object) -> None:
+def nothing(*_: object) -> None:
     pass

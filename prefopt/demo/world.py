@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.frontier.exact import bradley_terry, condition
-from prefopt.frontier.space import ResponseTree, next_token_logps
+from prefopt.frontier.space import ResponseTree, next_token_logps, read
 from prefopt.types import Encoded, Example, Response
 
 GENRES = ("Horror", "Comedy", "Drama", "Documentary")
@@ -129,6 +131,11 @@ class World:
         return np.array(self.tokenizer(list(self.texts), add_special_tokens=False)["input_ids"])
 
     @cached_property
+    def index(self) -> dict[str, int]:
+        """Which review a text is."""
+        return {text: y for y, text in enumerate(self.texts)}
+
+    @cached_property
     def trees(self) -> tuple[ResponseTree, ...]:
         """For each prompt, all its reviews as one token tree."""
         return tuple(
@@ -139,6 +146,14 @@ class World:
     def logps(self, model: nn.Module) -> np.ndarray:
         """[X, Y] log π(y|x) of every review that there is, in nats: nothing is sampled."""
         return np.stack([tree.enumerate_logps(next_token_logps(model, tree)) for tree in self.trees])
+
+    def rewards(self, classifier: Any) -> np.ndarray:
+        """[X, Y] what a reward model, a sequence classifier with one output, gives every review: read to its end."""
+        end = self.tokenizer.eos_token_id
+        trees = (ResponseTree.build(prompt.tolist(), self._with_end, end) for prompt in self._prompt_ids)
+        hidden = (read(classifier.base_model, tree, "last_hidden_state")[tree.leaf] for tree in trees)
+        with torch.no_grad():
+            return np.stack([classifier.score(of_prompt)[:, 0].double().numpy() for of_prompt in hidden])
 
     def draw(self, logps: np.ndarray, prompt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[n] one review for each of the prompts [n], from a policy [X, Y] conditioned on the grammar."""

@@ -97,12 +97,18 @@ NODES_AT_ONCE, STRETCHES_AT_ONCE = 64, 32
 """a stretch of so many nodes is one sequence, and so many stretches one batch: for speed and memory only"""
 
 
-@torch.no_grad()
 def next_token_logps(model: nn.Module, tree: ResponseTree) -> np.ndarray:
-    """[M, V] float64 log π(· | the path to each node), in nats, for a small vocabulary.
+    """[M, V] float64 log π(· | the path to each node), in nats, for a small vocabulary."""
+    return read(model, tree, "logits").double().log_softmax(-1).numpy()
+
+
+@torch.no_grad()
+def read(model: nn.Module, tree: ResponseTree, output: str) -> torch.Tensor:
+    """[M, ...] what ``model`` gives at every node, by the name of its output: its logits, or its last hidden state.
 
     The depth-first order is cut into stretches; each is read behind the path that leads to it, under the mask of the
-    rule above. ``model`` is any causal language model of transformers that takes positions and a mask of its own.
+    rule above. ``model`` is any causal language model of transformers, or its body, that takes positions and a mask of
+    its own.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -117,9 +123,9 @@ def next_token_logps(model: nn.Module, tree: ResponseTree) -> np.ndarray:
         ids, positions = (torch.as_tensor(per_node[nodes], device=device) for per_node in (tree.ids, tree.depth))
         out = model(ids, attention_mask=mask[:, None].to(device), position_ids=positions, use_cache=False)
         wanted = torch.as_tensor(nodes[:, -NODES_AT_ONCE:] >= 0, device=device)
-        parts.append(out.logits[:, -NODES_AT_ONCE:][wanted].double().log_softmax(-1).cpu().numpy())
+        parts.append(out[output][:, -NODES_AT_ONCE:][wanted].cpu())
     model.train(was_training)
-    return np.concatenate(parts)
+    return torch.cat(parts)
 
 
 def _stretches(tree: ResponseTree) -> np.ndarray:

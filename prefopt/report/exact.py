@@ -1,6 +1,6 @@
-"""What only a world that can be enumerated knows: three sections, drawn where results.json holds these figures.
+"""What only a world that can be enumerated knows: sections that are drawn where results.json holds these figures.
 
-`prefopt.demo.account` makes and describes them: "realignment", "noise" and "calibration".
+`prefopt.demo.account` makes and describes them: "best_of_n", "realignment", "noise", "calibration" and "reward".
 """
 
 from __future__ import annotations
@@ -15,6 +15,28 @@ from prefopt.report.html import part
 from prefopt.report.read import Run
 
 Row = Mapping[str, Any]
+
+
+def best_of_n(runs: Sequence[Run]) -> Markup | None:
+    """What came of drawing beside the exact distribution."""
+    found = _only(runs, "best_of_n")
+    if not found:
+        return None
+    header = ["best of", "KL", "drawn", "bound", "reward", "drawn"]
+    tables = [
+        part("section", f"By the {by} reward", part("table", header, [_best(row) for row in found[by]]))
+        for by in ("true", "learned")
+    ]
+    lead = (
+        "N reviews are drawn and the best is kept: the exact distribution, and beside it the means over what was "
+        "drawn, with 95 % intervals. The bound is log N − (N−1)/N. Rewards are true ones, whatever chose."
+    )
+    return part("section", "Best-of-N", Markup("").join(tables), lead)
+
+
+def _best(row: Row) -> list[str]:
+    kl, reward = (f"{value:.3f} ({low:.3f}–{high:.3f})" for value, low, high in map(row["drawn"].get, ("kl", "reward")))
+    return [str(row["n"]), _spread(row, "kl"), kl, f"{row['bound']:.3f}", _spread(row, "reward"), reward]
 
 
 def realignment(runs: Sequence[Run]) -> Markup | None:
@@ -64,20 +86,24 @@ def noise(runs: Sequence[Run]) -> Markup | None:
 
 
 def calibration(runs: Sequence[Run]) -> Markup | None:
-    """Preferences by implicit reward against the true ones."""
-    found = _only(runs, "calibration")
-    if not found:
-        return None
-    svg = figures.calibration(found["predicted"], found["true"], "Predicted preference against the true one")
+    """Preferences by a learned reward against the true ones: implicit in a policy, or of a reward model."""
+    learned = [found for key in ("calibration", "reward") if (found := _only(runs, key))]
+    return part("section", "Calibration", Markup("").join(map(_calibration, learned))) if learned else None
+
+
+def _calibration(found: Row) -> Markup:
+    svg = figures.calibration(found["predicted"], found["true"], f"Preference predicted by {found['run']}, and true")
     caption = "On the dashed line they agree. Every pair that the reference would draw counts."
+    shares = {"agreement": "pairs that both order alike", "accuracy": "labels of new pairs that it predicts"}
     lines = [
-        ["correlation of implicit and true reward", f"{found['correlation']:.3f}"],
-        ["slope of the implicit on the true reward", f"{found['slope']:.3f}"],
-        ["pairs that both order alike", f"{100 * found['agreement']:.1f} %"],
-        ["average error of a preference", f"{found['error']:.3f}"],
+        ["correlation with the true reward", _spread(found, "correlation")],
+        ["slope on the true reward", _spread(found, "slope")],
+        *([what, f"{_spread(found, name, 100, 1)} %"] for name, what in shares.items()),
+        ["the same by the true reward", f"{100 * found['ceiling']:.1f} %"],
+        ["average error of a preference", _spread(found, "error")],
     ]
     figure = part("figure", "", svg, [("run-0", "marks", found["run"])], caption)
-    return part("section", "Calibration", part("beside", figure, part("table", ["", "exact"], lines)))
+    return part("beside", figure, part("table", ["", "exact"], lines))
 
 
 def _only(runs: Sequence[Run], key: str) -> Any:

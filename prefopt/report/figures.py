@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -19,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-SERIES = 9
+SERIES = 10
 ROLES = ("ink", "muted", "grid", "chosen", "rejected", "reference", "held-out", *(f"run-{i}" for i in range(SERIES)))
 """names of CSS variables"""
 COLOUR = {role: f"#fe{number:02x}fd" for number, role in enumerate(ROLES)}
@@ -68,13 +69,17 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A policy's place, with the intervals of both figures where they are estimates."""
+    """A policy's place, with the intervals of both figures where they are estimates.
+
+    ``each``: (KL, reward) of each seed, where the place is their mean.
+    """
 
     kl: float
     reward: float
     role: str
     kl_interval: tuple[float, float] | None = None
     reward_interval: tuple[float, float] | None = None
+    each: Sequence[tuple[float, float]] = ()
 
 
 def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, percent: bool = False) -> Markup:
@@ -163,11 +168,16 @@ def ranked_lines(groups: Sequence[tuple[Sequence[float], str]], label: str) -> M
     return _svg(draw, label)
 
 
-def calibration(predicted: Sequence[float], true: Sequence[float], label: str) -> Markup:
-    """Probabilities as they are predicted and as they are, beside the line on which both agree."""
+def calibration(
+    predicted: Sequence[float], true: Sequence[float], label: str, intervals: Sequence[tuple[float, float]] = ()
+) -> Markup:
+    """Probabilities as they are predicted and as they are, with ``intervals`` of the latter, beside the line y = x."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=COLOUR["reference"], linewidth=1, dashes=(4, 3))
+        least = 0.5 if min(predicted) >= 0.5 else 0.0  # of the likelier of two, or of either
+        axes.plot([least, 1], [least, 1], color=COLOUR["reference"], linewidth=1, dashes=(4, 3))
+        for at, ends in zip(predicted, intervals, strict=False):
+            axes.plot([at, at], ends, color=COLOUR["run-0"], linewidth=0.9, alpha=0.6)
         axes.plot(predicted, true, color=COLOUR["run-0"], marker="o", markersize=3.2)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -186,9 +196,16 @@ def _shares(axes: Axes) -> None:
 
 
 def frontier(
-    curve: Sequence[tuple[float, float]], paths: Sequence[Sequence[Point]], label: str, size: tuple[float, float]
+    curve: Sequence[tuple[float, float]],
+    paths: Sequence[Sequence[Point]],
+    label: str,
+    size: tuple[float, float],
+    names: Mapping[str, str] | None = None,
 ) -> Markup:
-    """``curve``: (KL, reward) of the best that is possible; ``paths``: points in the order that a run came by them."""
+    """``curve``: (KL, reward) of the best that is possible; ``paths``: points in the order that a run came by them.
+
+    ``names``: what each role is called, for a picture that stands alone.
+    """
 
     def draw(axes: Axes) -> None:
         if curve:
@@ -200,11 +217,18 @@ def frontier(
                 axes.plot(kl, reward, color=colour, linewidth=1, alpha=0.7)
                 axes.plot(kl[:-1], reward[:-1], color=colour, linestyle="", marker="o", markersize=2.2, alpha=0.7)
             for p in points:
+                if p.each:
+                    seeds = zip(*p.each, strict=True)
+                    axes.plot(*seeds, color=colour, linestyle="", marker="o", markersize=3, alpha=0.4)
                 if p.reward_interval:
                     axes.plot([p.kl, p.kl], p.reward_interval, color=colour, linewidth=1)
                 if p.kl_interval:
                     axes.plot(p.kl_interval, [p.reward, p.reward], color=colour, linewidth=1)
             axes.plot(kl[-1:], reward[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
+        for role, name in (names or {}).items():
+            axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
+        if names:
+            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.1, ncols=2)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("expected reward")
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -273,6 +297,14 @@ def inline(svg: str, label: str) -> Markup:
     svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Markup(re.sub(r"<g>\n?</g>\n?", "", svg))
+
+
+def standalone(svg: str) -> str:
+    """A figure of a page as a file of its own, with the page's colours, light or dark."""
+    style = resources.files("prefopt.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    colours = style[: style.index("* {")] + "svg { background: var(--paper); font-family: system-ui, sans-serif; }"
+    head, rest = svg.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{colours}</style>{rest}'
 
 
 def numbered(html: str) -> str:

@@ -9,13 +9,15 @@ Drawn where ``results.json`` holds
 ``curve`` may be empty where it is not known; ``step``, ``efficiency`` (reward gained, as a share of the most that the
 KL allows), ``missing`` (the policy's mass outside the responses that were enumerated) and the intervals are left out
 where they do not apply. Points of one name are the places that one
-run came by, in their order; the last is where it ended, and what the table tells of.
+run came by, in their order; the last is where it ended, and what the table tells of. Methods that differ by a number
+have a ``family`` in common, and its colour. Where a point is the mean over seeds, ``each`` is a list of
+[kl, reward], one for each, and ``kl_sd``, ``reward_sd``, ``efficiency_sd`` and ``missing_sd`` are standard deviations.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -35,23 +37,57 @@ def frontier(runs: Sequence[Run]) -> Markup | None:
             curve = curve or more
             for point in points:
                 name = point["name"] if len(runs) == 1 else f"{run.name}: {point['name']}"
-                named.setdefault(name, []).append(point)
+                named.setdefault(name, []).append(point if len(runs) == 1 else {**point, "family": name})
     if not named:
         return None
-    roles = {name: f"run-{i % figures.SERIES}" for i, name in enumerate(named)}
+    roles = _roles(named)
     paths = [[_point(point, roles[name]) for point in points] for name, points in named.items()]
     svg = figures.frontier(curve, paths, "Expected reward against KL", (5.0, 3.3))
-    keys = [(roles[name], "marks", name) for name in named]
+    keys = [(role, "marks", family) for role, family in _names(named, roles).items()]
     if curve:
         keys.insert(0, ("reference", "line", "the most that is possible"))
     caption = "Up is better, left is closer to the reference"
     caption += "; the grey curve is the most that any policy can reach." if curve else "."
+    if any(point["each"] for points in named.values() for point in points):
+        caption += " Small dots are single seeds; large ones, and the figures, are means ± one standard deviation."
     enumerated = any("missing" in points[-1] for points in named.values())
     if enumerated:
         caption += " Outside is the probability of all that was not enumerated; the other figures are those within."
     header = ["policy", "KL", "reward", *(["outside"] if enumerated else []), "efficiency"]
     table = part("table", header, _rows(named, enumerated), lines=list(roles.values()), strong=True)
     return part("section", "Reward against KL", part("beside", part("figure", "", svg, keys, caption), table))
+
+
+def picture(found: Mapping[str, Any]) -> str:
+    """An SVG file of "frontier" in results.json: where every run ended, and a line through those of a family."""
+    named = {name: list(points) for name, points in itertools.groupby(found["points"], lambda point: point["name"])}
+    roles = _roles(named)
+    families: dict[str, list[figures.Point]] = {}
+    for name, points in named.items():
+        ends = [point for point in points if "step" not in point] or points[-1:]
+        families.setdefault(roles[name], []).extend(_point(point, roles[name]) for point in ends)
+    lines = [[end._replace(each=()) for end in sorted(ends)] for ends in families.values()]
+    ends = [[end] for of_family in families.values() for end in of_family]
+    label = "Expected reward against KL, by method"
+    return figures.standalone(
+        figures.frontier(found["curve"], [*lines, *ends], label, (6.4, 4.6), _names(named, roles))
+    )
+
+
+def _family(name: str, points: Sequence[Mapping[str, Any]]) -> str:
+    return str(points[-1].get("family", name))
+
+
+def _roles(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """The colour of each name: that of its family."""
+    families = dict.fromkeys(_family(name, points) for name, points in named.items())
+    roles = {family: f"run-{i % figures.SERIES}" for i, family in enumerate(families)}
+    return {name: roles[_family(name, points)] for name, points in named.items()}
+
+
+def _names(named: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, str]) -> dict[str, str]:
+    """What each colour is called."""
+    return {roles[name]: _family(name, points) for name, points in named.items()}
 
 
 def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:
@@ -65,6 +101,8 @@ def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:
             if point.setdefault(name, None) is not None:
                 low, high = point[name]
                 point[name] = float(low), float(high)
+        for point in points:
+            point["each"] = [(float(kl), float(reward)) for kl, reward in point.get("each", ())]
         return curve, points
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
@@ -73,27 +111,34 @@ def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:
         ) from None
 
 
-def _point(point: dict[str, Any], role: str) -> figures.Point:
-    return figures.Point(point["kl"], point["reward"], role, point["kl_interval"], point["reward_interval"])
+def _point(point: Mapping[str, Any], role: str) -> figures.Point:
+    kl, reward = (point.get(f"{axis}_interval") for axis in ("kl", "reward"))
+    return figures.Point(point["kl"], point["reward"], role, kl, reward, point.get("each", ()))
 
 
 def _rows(named: dict[str, list[dict[str, Any]]], enumerated: bool) -> list[list[str]]:
     rows = []
     for name, points in named.items():
         last = points[-1]
-        figures = [_figure(last[what], last[f"{what}_interval"]) for what in ("kl", "reward")]
-        rows.append([name, *figures, *([_percent(last.get("missing"))] if enumerated else [])])
-        rows[-1].append(_percent(last.get("efficiency")))
+        shares = ["missing", "efficiency"] if enumerated else ["efficiency"]
+        rows.append([name, *(_figure(last, axis) for axis in ("kl", "reward")), *(_percent(last, s) for s in shares)])
     return rows
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * float(share):.1f} %"
+def _percent(point: Mapping[str, Any], share: str) -> str:
+    """
+    >>> _percent({"efficiency": 0.975, "efficiency_sd": 0.01}, "efficiency")
+    '97.5 ± 1.0 %'
+    """
+    found = [f"{100 * float(point[key]):.1f}" for key in (share, f"{share}_sd") if point.get(key) is not None]
+    return f"{' ± '.join(found)} %" if found else "–"
 
 
-def _figure(value: float, interval: tuple[float, float] | None) -> str:
+def _figure(point: Mapping[str, Any], axis: str) -> str:
     """
-    >>> _figure(0.4, (0.3, 0.5))
-    '0.400 (0.300–0.500)'
+    >>> _figure({"kl": 0.4, "kl_interval": (0.3, 0.5)}, "kl"), _figure({"kl": 0.4, "kl_sd": 0.1}, "kl")
+    ('0.400 (0.300–0.500)', '0.400 ± 0.100')
     """
-    return f"{value:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
+    interval, sd = point.get(f"{axis}_interval"), point.get(f"{axis}_sd")
+    spread = f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "" if sd is None else f" ± {float(sd):.3f}"
+    return f"{point[axis]:.3f}{spread}"

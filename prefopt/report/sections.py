@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from prefopt.report import figures
-from prefopt.report.exact import calibration, noise, realignment
+from prefopt.report.exact import best_of_n, calibration, noise, realignment
 from prefopt.report.figures import SERIES, Curve
 from prefopt.report.frontier import frontier
 from prefopt.report.html import part
@@ -230,10 +230,11 @@ def reliability(runs: Sequence[Run]) -> Markup | None:
             label = f"Predicted preference of {run.name} against the held-out one"
             predicted, true = ([point[key] for point in found["curve"]] for key in ("predicted", "true"))
             caption = (
-                f"{run.name}: {found['pairs']:,} held-out pairs, equally many in each point; on the dashed line a "
-                f"predicted probability is what comes true. Average error {100 * found['error']:.1f} points."
+                f"{run.name}: {found['pairs']:,} held-out pairs, equally many in each point, with 95 % intervals; on "
+                "the dashed line a predicted probability is what comes true. "
+                f"Average error {100 * found['error']:.1f} points."
             )
-            svg = figures.calibration(predicted, true, label)
+            svg = figures.calibration(predicted, true, label, [(p["low"], p["high"]) for p in found["curve"]])
             drawn.append(part("figure", "", svg, [("run-0", "marks", run.name)], caption))
     return part("section", "Reliability", part("grid", drawn)) if drawn else None
 
@@ -338,6 +339,7 @@ def _value(value: Any) -> str:
 
 SECTIONS: tuple[Callable[[Sequence[Run]], Markup | None], ...] = (
     frontier,
+    best_of_n,
     realignment,
     noise,
     calibration,

@@ -9,7 +9,7 @@ import pytest
 
 from prefopt.demo import methods
 from prefopt.demo.account import best_trained
-from prefopt.demo.run import FULL, imitate
+from prefopt.demo.run import Size, imitate
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, condition, realign
 
@@ -23,10 +23,11 @@ BETAS = (0.1, 0.5, 1.0, 5.0)
 def trained(tmp_path_factory):
     """(exact frontier, outcome of each β), from a new model to its last policy."""
     out = tmp_path_factory.mktemp("efficiency")
-    start = imitate(the_world(), out, FULL, seed=0)
+    start = imitate(the_world(), out, Size(pairs=100_000, epochs=2), seed=0)
     farthest, *others = methods.jobs([methods.dpo(beta) for beta in BETAS], start, out / "methods")
     farthest = farthest._replace(start=replace(start, epochs=3))  # the optimum at β = 0.1 is 6 nats away
-    outcomes = {o.method.beta: o for o in methods.perform_all([farthest, *others])}
+    with methods.workers() as every:
+        outcomes = {o.method.beta: o for o in every(methods.perform, [farthest, *others])}
     exact = Frontier(start.reference, the_world().reward)
     for beta, outcome in outcomes.items():
         print(f"β = {beta}: {outcome.end}, efficiency {outcome.end.efficiency:.4f}")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import re
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 
+import numpy as np
 import pytest
 
 from prefopt.config import Demo
-from prefopt.demo import methods, world
+from prefopt.demo import best_of, methods, world
 from prefopt.demo import run as demo
 from prefopt.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory):
-    """(folder, what was printed) of a demo in a smaller world, with a method of each kind."""
+    """(folder, what was printed) of a demo in a smaller world, with a method of each kind and two seeds."""
     out, printed = tmp_path_factory.mktemp("demo"), StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
         names = ("OPENINGS", "ADVERBS", "ADJECTIVES", "NOUNS", "DETAILS", "ASPECTS")
@@ -28,12 +31,29 @@ def shortened(tmp_path_factory):
         patched.setattr(demo, "SMALL", demo.Size(corpus=640, corpus_epochs=1, pairs=256, looks=2))
         patched.setattr(demo, "BESIDE", [m for m in methods.BESIDE if m.name in ("DPO, β = 1", "KTO", "Preferred-FT")])
         patched.setattr(demo, "UNDER_NOISE", methods.UNDER_NOISE[1:2])
+        reduced = [demo.rl.ppo_to(3, 2, learned) for learned in (True, False)]
+        reduced = [replace(method, policies=partial(method.policies, prompts=8)) for method in reduced]
+        patched.setattr(demo.rl, "REDUCED", reduced)
         patched.setattr(methods, "_cores", lambda: 1)
         patched.setenv("COLUMNS", "160")
         world.the_world.cache_clear()
-        demo.run(Demo(out=out, seeds=2))
+        patched.setattr(demo, "draw", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(Demo(out=out, seeds=2))
+        printed.truncate(0)
+        for module, work in ((demo, "sft"), (demo, "train"), (methods, "_keep")):
+            patched.setattr(module, work, interrupted)  # what was done before is not done again
+        # a model that has learned so little writes hardly a review
+        patched.setattr(
+            demo, "draw", lambda world, *_: np.random.default_rng(0).integers(len(world.texts), size=(4, 512))
+        )
+        demo.run(Demo(out=out, seeds=2, resume=True))
     world.the_world.cache_clear()
     return out, printed.getvalue()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 def results(out):
@@ -46,8 +66,10 @@ def test_every_method_is_placed_against_the_frontier(shortened):
     steps = {}
     for p in points:
         steps.setdefault(p["name"], []).append(p.get("step"))
-    trained = {name: [1, 2] for name in ("DPO, β = 0.1", "DPO, β = 1", "KTO", "Preferred-FT")}
-    assert steps == trained | {"Best-of-N": [None] * len(methods.BEST_OF)}
+    names = ("DPO, β = 0.1", "DPO, β = 1", "KTO", "Preferred-FT", "PPO, KL 3", "PPO-GT, KL 3")
+    best = {f"Best-of-N, {by} reward": [None] * len(best_of.BEST_OF) for by in ("true", "learned")}
+    assert steps == {name: [1, 2] for name in names} | best
+    assert all(len(p["each"]) == 2 for p in points if p["name"] in names)
     curve = results(out)["frontier"]["curve"]
     assert curve == sorted(curve) and all(p["efficiency"] <= 1 for p in points)
     assert (out / "methods" / "kto" / "seed-0" / "model.safetensors").exists()
@@ -63,18 +85,24 @@ def test_the_same_figures_everywhere(shortened):
     out, printed = shortened
     page, found = (out / "report.html").read_text(), results(out)
     assert json.loads((out / "dpo" / "results.json").read_text())["frontier"] == found["frontier"]
-    ends = {p["name"]: p for p in found["frontier"]["points"]}
-    ends.pop("Best-of-N")
+    ends = {p["name"]: p for p in found["frontier"]["points"] if not p["name"].startswith("Best-of-N")}
     measured = map(json.loads, (out / "dpo" / "metrics.jsonl").read_text().splitlines())
-    assert [m["kl"] for m in measured if "kl" in m][-1] == ends[methods.FLAGSHIP.name]["kl"]
+    assert [m["kl"] for m in measured if "kl" in m][-1] == ends[methods.FLAGSHIP.name]["each"][0][0]
     assert "KL to the reference over the steps" in page
     for name, p in ends.items():
-        shown = rf"{re.escape(name)} +{p['kl']:.3f} +{p['reward']:.3f} +{p['efficiency']:.3f} +{p['missing']:.4f}"
-        assert re.search(shown, printed), name
+
+        def spread(figure, digits, unit=1, p=p):
+            return f"{unit * p[figure]:.{digits}f} ± {unit * p[f'{figure}_sd']:.{digits}f}"
+
+        shown = [name, *(spread(figure, 3) for figure in ("kl", "reward", "efficiency")), spread("missing", 4)]
+        assert re.search(" +".join(map(re.escape, shown)), printed), name
         row = re.search(rf">{re.escape(name)}</th>(.*?)</tr>", page, re.DOTALL)
         cells = re.findall(r"<td>(.*?)</td>", row[1].replace("−", "-"))
-        shares = [f"{100 * p[share]:.1f} %" for share in ("missing", "efficiency")]
-        assert cells == [f"{p['kl']:.3f}", f"{p['reward']:.3f}", *shares], name
+        shares = [f"{spread(share, 1, 100)} %" for share in ("missing", "efficiency")]
+        assert cells == [spread("kl", 3), spread("reward", 3), *shares], name
+    assert all(f">{family}</text>" in (out / "frontier.svg").read_text() for family in ("DPO", "KTO", "PPO", "PPO-GT"))
+    kl, low, high = found["best_of_n"]["learned"][0]["drawn"]["kl"]
+    assert f"{kl:.3f} ({low:.3f}–{high:.3f})" in page and f"{kl:.3f} ({low:.3f} to {high:.3f})" in printed
     (noisy,) = found["noise"]["methods"]
     row = re.search(rf">{noisy['name']}</th>(.*?)</tr>", page, re.DOTALL)
     assert f"{100 * noisy['missing']:.1f} ± {100 * noisy['missing_sd']:.1f} %" in row[1]
@@ -84,7 +112,7 @@ def test_the_same_figures_everywhere(shortened):
 def test_one_line_for_each_method(shortened):
     """And no run's closing words between them."""
     _, printed = shortened
-    assert printed.count("KTO") == 2 and "Trained for" not in printed
+    assert printed.count("KTO") == 3 and "Trained for" not in printed
 
 
 def test_one_run_at_every_beta(shortened):
@@ -95,10 +123,19 @@ def test_one_run_at_every_beta(shortened):
     ended = [p for p in results(out)["frontier"]["points"] if p["name"] == found["run"]][-1]
     assert own["strength"] == 1
     for how in ("sequences", "tokens"):
-        assert own[how]["kl"] == pytest.approx(ended["kl"], abs=1e-4)
+        assert own[how]["kl"] == pytest.approx(ended["each"][0][0], abs=1e-4)
 
 
 def test_the_demo_overwrites_nothing(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty"):
+        demo.run(Demo(out=tmp_path))
+
+
+def test_what_cannot_be_resumed(shortened, tmp_path):
+    out, _ = shortened
+    with pytest.raises(UserError, match="other settings"):
+        demo.run(Demo(out=out, seeds=3, resume=True))
+    (tmp_path / "settings.json").write_text((out / "settings.json").read_text())
     with pytest.raises(UserError, match="not empty"):
         demo.run(Demo(out=tmp_path))
