@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
@@ -42,6 +42,25 @@ def test_greedy_in_padded_batches_is_greedy_one_by_one(made, batch_size):
     )
     for prompt, (ids,) in zip(prompts, found, strict=True):
         assert ids.tolist() == one_by_one(lm, prompt, 12, {encoder.tokenizer.eos_token_id})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_greedy_is_transformers_greedy_token_for_token(tmp_path, architecture):
+    """Of each prompt alone, and of all in one batch padded at the left."""
+    folder = tiny.model(tmp_path, architecture)
+    lm, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompts = Encoder(tokenizer).prompts(PROMPTS)
+    assert len({len(prompt) for prompt in prompts}) > 2
+    found = TransformersGenerator(lm, Encoder(tokenizer), temperature=0, max_new_tokens=12, batch_size=3).ids(prompts)
+    own, end = AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer.eos_token_id
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    together = tokenizer.pad({"input_ids": [p.tolist() for p in prompts]}, padding_side="left", return_tensors="pt")
+    batch = own.generate(**together, **greedy)[:, together["input_ids"].shape[1] :]
+    for prompt, (ids,), in_batch in zip(prompts, found, batch.tolist(), strict=True):
+        alone = torch.from_numpy(prompt.astype(np.int64))[None]
+        written = own.generate(alone, attention_mask=torch.ones_like(alone), **greedy)[0, len(prompt) :].tolist()
+        assert ids.tolist() == written == in_batch[: len(written)]
 
 
 @torch.no_grad()

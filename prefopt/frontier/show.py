@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 from rich import box
@@ -123,7 +122,7 @@ def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]])
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    from prefopt.report.figures import COLOUR, SERIES, STYLE, inline
+    from prefopt.report.figures import COLOUR, SERIES, STYLE, inline, standalone
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -145,12 +144,4 @@ def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]])
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     label = f"{height} against KL to the reference of {', '.join(place.name for place in places)}"
-    return _standalone(inline(buffer.getvalue(), label))
-
-
-def _standalone(svg: str) -> str:
-    """A picture of a page as a file of its own, with the page's colours."""
-    style = resources.files("prefopt.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-    colours = style[: style.index("* {")] + "svg { background: var(--paper); font-family: system-ui, sans-serif; }"
-    head, rest = svg.split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{colours}</style>{rest}'
+    return standalone(inline(buffer.getvalue(), label))

@@ -54,14 +54,19 @@ def _objective(job: Job, display: Display) -> Any:
 
 
 def _reliability(job: Job, objective: RewardObjective) -> dict[str, Any]:
-    """What results.json holds beside the figures of every run: ``reliability``, where there are held-out data."""
+    """What results.json holds beside the figures of every run: ``reliability``, where there are held-out data.
+
+    Its picture goes to ``reliability.svg``.
+    """
     if not job.data.held_out:
         return {}
     units = job.data.held_out
     with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
         found = scored(objective.lm, units, objective.tokens_without_gradient, advance)
     margins, of = margins_of(units, found)
-    return {"reliability": reliability(margins, of)}
+    known = reliability(margins, of)
+    (job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
+    return {"reliability": known}
 
 
 def margins_of(units: Sequence[Encoded], found: Sequence[Sequence[float]]) -> tuple[list[float], list[str]]:
@@ -101,3 +106,15 @@ def reliability(margins: Sequence[float], of: Sequence[str], bins: int = BINS) -
     error = sum(point["pairs"] * abs(point["predicted"] - point["true"]) for point in curve) / len(m)
     brier = float((1 / (1 + np.exp(np.clip(m, -700, 700))) ** 2).mean()) if len(m) else 0.0
     return {"curve": curve, "error": float(error), "brier": brier, "pairs": len(m)}
+
+
+def picture(known: dict[str, Any]) -> str:
+    """What `reliability` gives, as an SVG file in the colours of the reader's light or dark theme."""
+    from prefopt.report import figures  # matplotlib takes a second to import
+
+    curve = known["curve"]
+    predicted, true = ([point[key] for point in curve] for key in ("predicted", "true"))
+    label = "How often a predicted preference comes true on held-out pairs"
+    return figures.standalone(
+        figures.calibration(predicted, true, label, [(point["low"], point["high"]) for point in curve])
+    )

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -92,6 +93,7 @@ def test_a_run_learns_who_thanks(given, tmp_path, capsys):
     assert after["rewards/accuracies"] > 0.9 and after["loss"] < 0.5 and "rewards/accuracies_low" in after
     curve = results["reliability"]["curve"]
     assert sum(point["pairs"] for point in curve) == 15 == results["reliability"]["pairs"]
+    ElementTree.fromstring((out / "reliability.svg").read_text())
     module = AutoModelForSequenceClassification.from_pretrained(out / "model")
     assert module.config.num_labels == 1
     card = (out / "model" / "README.md").read_text()
