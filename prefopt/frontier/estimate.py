@@ -9,9 +9,8 @@ that stops there, and KL and reward are those of that policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,50 +18,15 @@ import xxhash
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
-from prefopt.generate import TransformersGenerator
-from prefopt.losses.custom import load
+from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
+from prefopt.rl.rewards import Reward
 from prefopt.score import scored
 from prefopt.statistics import Interval, clustered_bootstrap
 from prefopt.types import Encoded
 
 MAX_NEW_TOKENS = 128
-
-
-class Reward(NamedTuple):
-    """The user's function (prompts, responses) -> a number for each; ``version`` changes with what it does."""
-
-    function: Callable[[list[str], list[str]], Sequence[float]]
-    name: str
-    version: str = ""
-
-    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """UserError where it fails, or gives something else than one finite number for each response."""
-        try:
-            rewards = [float(reward) for reward in self.function(prompts, responses)]
-        except Exception as error:  # whatever the user's own code may raise
-            raise UserError(f"--reward {self.name} failed: {type(error).__name__}: {error}") from error
-        if len(rewards) != len(responses):
-            raise UserError(f"--reward {self.name} gave {len(rewards)} numbers for {len(responses)} responses")
-        if not all(map(math.isfinite, rewards)):
-            worst = next(i for i, reward in enumerate(rewards) if not math.isfinite(reward))
-            raise UserError(f"--reward {self.name} gave {rewards[worst]} for the response {responses[worst][:80]!r}")
-        return rewards
-
-
-def load_reward(spec: str | Callable[..., Any]) -> Reward:
-    """``file.py:function``, or the function itself. UserError where there is none."""
-    if callable(spec):
-        name = getattr(spec, "__qualname__", type(spec).__name__)
-        return Reward(spec, name, f"{getattr(spec, '__module__', '')}.{name}")
-    file, colon, name = spec.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise UserError(f"--reward {spec} names no function: write my_reward.py:function")
-    function = load(Path(file), name, "--reward")
-    if not callable(function):
-        raise UserError(f"--reward {spec} cannot be called: make it a function of prompts and responses")
-    return Reward(function, spec, xxhash.xxh3_128_hexdigest(Path(file).read_bytes()))
 
 
 @dataclass(frozen=True)
@@ -73,12 +37,13 @@ class Sampling:
     max_new_tokens: int = MAX_NEW_TOKENS
     seed: int = 0
     reward: Reward | None = None
+    reward_is: str = ""
+    """what tells this reward from others, see `prefopt.rl.rewards.identity`"""
 
     def key(self, models: Sequence[str], prompts: Sequence[np.ndarray]) -> str:
         """What an estimate depends on, beside what is in the models' folders."""
         content = xxhash.xxh3_128(b"".join(len(p).to_bytes(4, "little") + p.tobytes() for p in prompts))
-        reward = self.reward and (self.reward.name, self.reward.version)
-        content.update(repr((models, self.responses, self.max_new_tokens, self.seed, reward)).encode())
+        content.update(repr((models, self.responses, self.max_new_tokens, self.seed, self.reward_is)).encode())
         return content.hexdigest()
 
 
@@ -93,13 +58,13 @@ class Estimate(NamedTuple):
     at_limit: float
 
 
-def choose(units: Sequence[Encoded], sampling: Sampling, longest: int | None) -> list[np.ndarray]:
-    """The prompts to sample from: different ones, drawn by the seed, that leave room for a response.
+def choose(units: Sequence[Encoded], sampling: Sampling, longest: int | None) -> list[Encoded]:
+    """Whose prompts to answer: different ones, drawn by the seed, that leave room for a response.
 
     UserError where no prompt does; ``longest`` is what the model takes.
     """
     room = math.inf if longest is None else longest - sampling.max_new_tokens
-    different = {unit.prompt_key: unit.prompt for unit in units if len(unit.prompt) <= room}
+    different = {unit.prompt_key: unit for unit in units if len(unit.prompt) <= room}
     if not different:
         raise UserError(
             f"no prompt leaves room for --max-new-tokens {sampling.max_new_tokens}: the model takes {longest} tokens"
@@ -155,7 +120,13 @@ def estimate(
 
 
 def measure(
-    policy: str, reference: str, encoder: Encoder, prompts: Sequence[np.ndarray], sampling: Sampling, config: Any
+    policy: str,
+    reference: str,
+    encoder: Encoder,
+    prompts: Sequence[np.ndarray],
+    texts: Mapping[str, Prompt],
+    sampling: Sampling,
+    config: Any,
 ) -> Estimate:
     """Of two models by folder or name, one after the other in memory; ``config`` says dtype, device and micro-batch."""
     longest = max(map(len, prompts)) + sampling.max_new_tokens
@@ -169,15 +140,15 @@ def measure(
     if policy != reference:
         del lm
         lm = load_model(reference, config.dtype, config.device, longest)
-    return estimate(drawn, ours, logps(lm), _rewards(drawn, encoder, sampling.reward), sampling.max_new_tokens)
+    found = rewards(drawn, texts, encoder, sampling.reward) if sampling.reward else None
+    return estimate(drawn, ours, logps(lm), found, sampling.max_new_tokens)
 
 
-def _rewards(drawn: Sequence[Encoded], encoder: Encoder, reward: Reward | None) -> list[float] | None:
-    if reward is None:
-        return None
-
-    def text(ids: np.ndarray) -> str:
-        return encoder.tokenizer.decode(ids, skip_special_tokens=True)
-
-    asked = [(text(example.prompt), text(response)) for example in drawn for response in example.responses]
-    return reward([prompt for prompt, _ in asked], [response for _, response in asked])
+def rewards(drawn: Sequence[Encoded], texts: Mapping[str, Prompt], encoder: Encoder, reward: Reward) -> list[float]:
+    """Of all responses in their order; ``texts``: what each prompt reads, by its key, since a reward reads text."""
+    pairs = [
+        (texts[example.prompt_key], encoder.tokenizer.decode(response, skip_special_tokens=True))
+        for example in drawn
+        for response in example.responses
+    ]
+    return reward(pairs)

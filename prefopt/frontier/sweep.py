@@ -33,15 +33,19 @@ from prefopt import losses
 from prefopt.config import Setting, Train
 from prefopt.data import plan
 from prefopt.data.encode import Encoder
+from prefopt.data.mix import open_source
 from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.frontier import show
-from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, load_reward, measure
+from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, measure
+from prefopt.generate import Prompt
 from prefopt.model.load import load_config
+from prefopt.rl.rewards import Reward, identity, load_reward
 from prefopt.train.card import write_results
 from prefopt.train.display import Display, printable
 from prefopt.train.job import Job
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import execute
+from prefopt.types import Encoded, Example
 
 Settings = dict[str, Setting]
 """What was set, by key, and where; an option of a loss is a key like any other."""
@@ -57,7 +61,7 @@ def run(config: settings.Sweep, dry_run: bool = False) -> int:
     common = {key: setting for key, setting in given.items() if key in FIELDS or key in (config.loss_options or {})}
     axes = {key: [Setting(value) for value in values] for key, values in settings.axes(config.grid).items()}
     chosen = configurations(common, combinations(common, axes))
-    sampling = _sampling(config.model, config.samples, config.max_new_tokens, config.seed, config.reward)
+    sampling = _sampling(config.model, config.samples, config.max_new_tokens, config.reward, vars(config))
     sweeping = Sweeping.plan(config.out, chosen, sampling)
     if dry_run:
         print(sweeping.description())
@@ -81,7 +85,7 @@ def sweep(
     runs: Sequence[Mapping[str, Any]] | None = None,
     samples: int = 64,
     max_new_tokens: int | None = None,
-    reward: str | Callable[[list[str], list[str]], Sequence[float]] | None = None,
+    reward: str | Reward | Callable[..., Any] | None = None,
     **common: Any,
 ) -> dict[str, Any]:
     """Train once for each combination of ``grid``, or once for each of ``runs``; returns what ``results.json`` holds.
@@ -94,6 +98,7 @@ def sweep(
             {"name": "noisy", "loss": DPO(beta=0.1, label_smoothing=0.2)},
         ])
 
+    ``reward``: a function of one's own, or what `prefopt.rl.rewards` reads from text.
     A run that fails is recorded, with ``status`` "failed". UserError and Stopped as from `prefopt.train.train`.
     """
     if bool(grid) == bool(runs):
@@ -104,7 +109,7 @@ def sweep(
         own = combinations(shared, axes)
     else:
         own = [_given(one, f"runs[{i}]") for i, one in enumerate(runs)]
-    sampling = _sampling(model, samples, max_new_tokens, common.get("seed", 0), reward)
+    sampling = _sampling(model, samples, max_new_tokens, reward, common)
     sweeping = Sweeping.plan(Path(out), configurations(shared, own), sampling)
     return sweeping.perform({key: setting.value for key, setting in shared.items()})
 
@@ -219,10 +224,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _sampling(model: str, samples: int, max_new_tokens: int | None, seed: int, reward: Any) -> Sampling:
+def _sampling(model: str, samples: int, max_new_tokens: int | None, reward: Any, common: Mapping[str, Any]) -> Sampling:
     longest = _longest(model)
     default = MAX_NEW_TOKENS if longest is None else min(MAX_NEW_TOKENS, longest // 2)
-    return Sampling(samples, max_new_tokens or default, seed, None if reward is None else load_reward(reward))
+    sampling = Sampling(samples, max_new_tokens or default, common.get("seed", 0))
+    if reward is None:
+        return sampling
+    where = {key: common[key] for key in ("dtype", "device") if key in common}
+    return dataclasses.replace(sampling, reward=load_reward(reward, **where), reward_is=identity(reward))
 
 
 def _longest(model: str) -> int | None:
@@ -280,7 +289,7 @@ class Sweeping:
             if planned.finished:
                 planned.job.check_unchanged(_read(planned.job.out / "results.json")["data"]["fingerprint"])
             if sampling.responses:
-                sweeping._prompts(planned.job)
+                sweeping._asked(planned.job)
         return sweeping
 
     def description(self) -> str:
@@ -349,17 +358,19 @@ class Sweeping:
 
     def _measured(self, file: Path, policy: str, job: Job) -> dict[str, Any]:
         """From the file if it is about the same samples, else estimated now."""
-        prompts, reference = self._prompts(job), _reference(job)
+        asked, reference = self._asked(job), _reference(job)
+        prompts = [unit.prompt for unit in asked]
         key = self.sampling.key([policy, reference], prompts)
         if file.exists() and (known := _read(file)).pop("of", None) == key:
             return known
         _say(f"{self.sampling.responses} responses of {policy}")
         encoder = Encoder(job.tokenizer, job.config.max_length, job.config.overlong, job.config.train_on)
-        found = _as_json(measure(policy, reference, encoder, prompts, self.sampling, job.config))
+        texts = _texts(asked, job.config) if self.sampling.reward else {}
+        found = _as_json(measure(policy, reference, encoder, prompts, texts, self.sampling, job.config))
         _write(file, json.dumps({"of": key, **found}, indent=2))
         return found
 
-    def _prompts(self, job: Job) -> list[Any]:
+    def _asked(self, job: Job) -> list[Encoded]:
         return choose(job.data.held_out or job.data.train, self.sampling, _longest(job.config.model))
 
     def _write(self, results: dict[str, Any], config: Mapping[str, Any]) -> None:
@@ -386,6 +397,14 @@ def _check_folder(out: Path, chosen: Sequence[Chosen]) -> None:
 def _reference(job: Job) -> str:
     """What the policy is compared with: where its loss knows no reference, the model that it started from."""
     return getattr(job.config, "reference", None) or job.config.model
+
+
+def _texts(asked: Sequence[Encoded], config: settings.Training) -> dict[str, Prompt]:
+    """What was written where these prompts come from, by their keys; a template has made more of it for the models."""
+    keys = {unit.source: unit.prompt_key for unit in asked}
+    sources = [open_source(spec, config.format) for spec in (*config.data, *config.eval_data)]
+    found = (item for source in sources for item in source if item.source in keys)
+    return {keys[item.source]: item.prompt for item in found if isinstance(item, Example)}
 
 
 def _point(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 from transformers import AutoModelForSequenceClassification
 
 from prefopt.data.encode import Encoder, fit
@@ -52,8 +53,13 @@ class Reward(Protocol):
         ...
 
 
-def load_reward(spec: str, dtype: str = "auto", device: str = "auto") -> Reward:
-    """What ``spec`` names; the forms are in this module's docstring. UserError where there is no such thing."""
+def load_reward(spec: str | Callable[..., Any], dtype: str = "auto", device: str = "auto") -> Reward:
+    """What ``spec`` names, or a function of one's own; the forms are in this module's docstring.
+
+    UserError where there is no such thing.
+    """
+    if callable(spec):
+        return Function(spec, _name(spec))
     if spec.startswith(IMPLICIT):
         return _implicit(spec, dtype, device)
     name, colon, last = spec.rpartition(":")
@@ -62,6 +68,22 @@ def load_reward(spec: str, dtype: str = "auto", device: str = "auto") -> Reward:
     if not colon or Path(spec).expanduser().is_dir():
         return _reward_model(spec, dtype, device)
     return _classifier(name, last, dtype, device)
+
+
+def identity(spec: str | Callable[..., Any]) -> str:
+    """What tells a reward from others: its name and, of a file, what stands in it. Models are known by name alone.
+
+    >>> identity("runs/reward/model")
+    'runs/reward/model'
+    """
+    if callable(spec):
+        return f"{getattr(spec, '__module__', '')}.{_name(spec)}"
+    file = Path(spec.rpartition(":")[0])
+    return f"{spec} {xxhash.xxh3_128_hexdigest(file.read_bytes())}" if file.suffix == ".py" else spec
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 @dataclass(frozen=True)

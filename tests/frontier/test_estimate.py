@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from transformers import AutoModelForCausalLM
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
-from prefopt.frontier.estimate import Reward, Sampling, choose, estimate, load_reward, measure
+from prefopt.frontier.estimate import Sampling, choose, estimate, measure, rewards
 from prefopt.model.load import load_tokenizer
-from prefopt.types import Encoded
+from prefopt.rl.rewards import identity, load_reward
+from prefopt.types import Encoded, Message
 from tests.train import tiny
 
 CPU = SimpleNamespace(dtype="float32", device="cpu", tokens_per_microbatch=256)
@@ -50,7 +50,7 @@ def test_by_hand():
 def test_a_policy_is_not_away_from_itself(given, encoder, prompts, tmp_path):
     shutil.copytree(given.model, tmp_path / "copy")
     for reference in (given.model, str(tmp_path / "copy")):
-        found = measure(given.model, reference, encoder, prompts, Sampling(6, max_new_tokens=8), CPU)
+        found = measure(given.model, reference, encoder, prompts, {}, Sampling(6, max_new_tokens=8), CPU)
         assert found.kl == (0.0, 0.0, 0.0)
         assert (found.reward, found.prompts, found.responses) == (None, 3, 6)
 
@@ -73,28 +73,35 @@ def exact_kl(policy: str, reference: str, prompt: np.ndarray, ends: set[int]) ->
 
 def test_the_exact_value_lies_in_the_interval(given, encoder, prompts, tmp_path):
     policy = tiny.model(tmp_path / "other", seed=1)
-    sampling = Sampling(600, max_new_tokens=2, reward=Reward(lambda asked, said: [len(s) for s in said], "length"))
-    found = measure(policy, given.model, encoder, prompts[:1], sampling, CPU)
+    sampling = Sampling(600, max_new_tokens=2, reward=load_reward(lambda pairs: [len(said) for _, said in pairs]))
+    texts = {xxhash.xxh3_128_hexdigest(prompts[0].tobytes()): "the cat"}
+    found = measure(policy, given.model, encoder, prompts[:1], texts, sampling, CPU)
     exact = exact_kl(policy, given.model, prompts[0], {1})
     assert found.responses == 600 and found.reward is not None and found.reward.value > 0
     assert exact > 0.1 and found.kl.low < exact < found.kl.high < 1.4 * found.kl.low
 
-    one_each = measure(policy, given.model, encoder, prompts * 100, Sampling(300, max_new_tokens=2), CPU)
+    one_each = measure(policy, given.model, encoder, prompts * 100, {}, Sampling(300, max_new_tokens=2), CPU)
     mean = float(np.mean([exact_kl(policy, given.model, prompt, {1}) for prompt in prompts]))
     assert one_each.kl.low < mean < one_each.kl.high and one_each.kl.high - one_each.kl.low < mean
 
 
 def test_equal_seeds_equal_samples(given, encoder, prompts, tmp_path):
     policy = tiny.model(tmp_path / "other", seed=1)
-    a, b, c = (measure(policy, given.model, encoder, prompts, Sampling(6, 8, seed), CPU).kl.value for seed in (0, 0, 1))
+    a, b, c = (
+        measure(policy, given.model, encoder, prompts, {}, Sampling(6, 8, seed), CPU).kl.value for seed in (0, 0, 1)
+    )
     assert a == b != c
 
 
 def test_prompts_are_different_and_leave_room():
     units = [example([i % 7] * (1 + i % 7), [1], key=f"p{i % 7}") for i in range(30)]
     chosen = choose(units, Sampling(4, max_new_tokens=4), longest=9)
-    assert len(chosen) == 4 == len({tuple(p) for p in chosen}) and max(map(len, chosen)) <= 5
-    assert [p.tolist() for p in choose(units[::-1], Sampling(4, max_new_tokens=4), 9)] == [p.tolist() for p in chosen]
+    assert (
+        len(chosen) == 4 == len({tuple(unit.prompt) for unit in chosen})
+        and max(len(unit.prompt) for unit in chosen) <= 5
+    )
+    again = choose(units[::-1], Sampling(4, max_new_tokens=4), 9)
+    assert [unit.prompt_key for unit in again] == [unit.prompt_key for unit in chosen]
     assert len(choose(units, Sampling(64), None)) == 7
     with pytest.raises(UserError, match="no prompt leaves room for --max-new-tokens 9: the model takes 9 tokens"):
         choose(units, Sampling(4, max_new_tokens=9), 9)
@@ -104,38 +111,15 @@ def test_what_an_estimate_depends_on(tmp_path):
     prompts = [np.array([1, 2], np.int32), np.array([3], np.int32)]
     split = [np.array([1], np.int32), np.array([2, 3], np.int32)]
     (file := tmp_path / "mine.py").write_text("def good(prompts, responses): return [1.0] * len(responses)\n")
-    first = load_reward(f"{file}:good")
+    first = identity(f"{file}:good")
     file.write_text("def good(prompts, responses): return [2.0] * len(responses)\n")
-    rewards = [None, first, load_reward(f"{file}:good")]
-    keys = [Sampling(reward=reward).key(["a", "b"], prompts) for reward in rewards]
+    known = ["", first, identity(f"{file}:good"), identity("runs/reward/model"), identity(len)]
+    keys = [Sampling(reward_is=reward_is).key(["a", "b"], prompts) for reward_is in known]
     keys += [Sampling().key(["a", "b"], split), Sampling().key(["a", "c"], prompts), Sampling(seed=1).key([], prompts)]
     assert len(set(keys)) == len(keys)
-    assert rewards[2]("ab", "cd") == [2.0, 2.0]  # type: ignore[misc, arg-type]
 
 
-@pytest.mark.parametrize(
-    ("gives", "says"),
-    [
-        (lambda p, r: [1.0], "gave 1 numbers for 2 responses"),
-        (lambda p, r: [1.0, math.nan], "gave nan for the response 'y'"),
-        (lambda p, r: [1.0, "good"], "failed: ValueError"),
-        (lambda p, r: None, "failed: TypeError"),
-        (lambda p, r: 1 / 0, "failed: ZeroDivisionError: division by zero"),
-    ],
-)
-def test_rewards_that_are_none(gives, says):
-    with pytest.raises(UserError, match=says):
-        load_reward(gives)(["a", "b"], ["x", "y"])
-
-
-def test_rewards_that_are_not_there(tmp_path: Path):
-    (file := tmp_path / "mine.py").write_text("good = 3\ndef better(prompts, responses): ...\n")
-    for spec, says in (
-        ("length", "names no function: write my_reward.py:function"),
-        (f"{file}", "names no function"),
-        (f"{file}:good", "cannot be called"),
-        (f"{file}:bettr", "defines no bettr; did you mean better?"),
-        ("none.py:good", r"no such file \(for --reward none.py:good\)"),
-    ):
-        with pytest.raises(UserError, match=says):
-            load_reward(spec)
+def test_a_reward_reads_what_was_written(encoder):
+    chat = (Message("user", "the cat"),)
+    drawn = [example([5, 6], list(encoder.prompts(["sat"])[0]))]
+    assert rewards(drawn, {"p": chat}, encoder, load_reward(lambda pairs: [pairs == [(chat, "sat")]])) == [1.0]
