@@ -1,0 +1,140 @@
+"""The recipe's results.json as a figure and a table:
+
+python examples/sentiment/show.py examples/sentiment/results.json --out docs
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from prefopt.report.figures import COLOUR, STYLE, inline, standalone
+
+FURTHEST = 20
+"""nats, where the figure ends, as the paper's does; the table has what lies beyond"""
+
+
+def main(file: Path, out: Path) -> None:
+    """Writes ``sentiment.svg`` and ``sentiment-table.md``."""
+    results = json.loads(file.read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sentiment.svg").write_text(picture(results) + "\n", encoding="utf-8")
+    (out / "sentiment-table.md").write_text(table(results) + "\n", encoding="utf-8")
+    print(f"{table(results)}\n\n{out / 'sentiment.svg'}")
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: what each method reached within some KL, and where each run ended."""
+    return f"{within(results)}\n\n{ends(results)}"
+
+
+BUDGETS = 0.5, 1, 2, 4, 6, 10, FURTHEST
+"""nats"""
+
+
+def within(results: Mapping[str, Any]) -> str:
+    """The best point of any of a method's runs with at most so much KL; the largest of many is a little too good."""
+    methods = {method: [p for run in runs for p in run["points"]] for method, runs in by_method(results)}
+    methods["Best-of-N"] = [{"kl": [best["kl"]], "reward": best["reward"]} for best in results["best_of"]]
+    rows = []
+    for method, points in methods.items():
+        best = [max((p["reward"][0] for p in points if p["kl"][0] <= most), default=None) for most in BUDGETS]
+        rows.append([method, *("–" if reward is None else f"{reward:.3f}" for reward in best)])
+    return _markdown(["mean p(positive) at a KL of at most", *(f"{most:g}" for most in BUDGETS)], rows, 1)
+
+
+def ends(results: Mapping[str, Any]) -> str:
+    """Where each run ended, with 95 % intervals over prefixes."""
+    header = ["method", "setting", "KL, nats", "mean p(positive)", "tokens", "minutes"]
+    start = results["start"]
+    rows = [["reference", "", "0", interval(start["reward"]), f"{start['tokens']:.1f}", ""]]
+    for run in results["runs"]:
+        end = run["points"][-1]
+        figures = interval(end["kl"], 2), interval(end["reward"]), f"{end['tokens']:.1f}", f"{run['seconds'] / 60:.1f}"
+        rows.append([run["method"], setting(run), *figures])
+    for best in results["best_of"]:
+        rows.append(["Best-of-N", f"N = {best['n']}", f"≤ {best['kl']:.2f}", interval(best["reward"]), "", ""])
+    return _markdown(header, rows, 2)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    """A table whose first so many columns are words, and the others figures."""
+    lines = [header, ["---" if i < words else "---:" for i in range(len(header))], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+NAMES = {"beta": "β", "alpha": "α", "target_kl": "target KL"}
+
+
+def setting(run: Mapping[str, Any]) -> str:
+    return ", ".join(f"{NAMES.get(key, key)} = {value:g}" for key, value in run["own"].items())
+
+
+def interval(ends: Sequence[float], digits: int = 3) -> str:
+    """
+    >>> interval((0.5, 0.4512, 0.55), 2)
+    '0.50 (0.45–0.55)'
+    """
+    value, low, high = (f"{end:.{digits}f}" for end in ends)
+    return f"{value} ({low}–{high})"
+
+
+# --- the figure ----------------------------------------------------------------------------------
+
+
+def picture(results: Mapping[str, Any]) -> str:
+    """Each point is a policy at one moment of a run; the larger ones, where a run ended, have their intervals."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (method, runs) in enumerate(by_method(results)):
+            colour = COLOUR[f"run-{number}"]
+            for run in runs:
+                draw(axes, [{"kl": [0, 0, 0], "reward": results["start"]["reward"]}, *run["points"]], colour)
+            axes.plot([], [], color=colour, marker="o", markersize=4.5, label=method)
+        best = results["best_of"]
+        axes.plot([b["kl"] for b in best], [b["reward"][0] for b in best], color=COLOUR["ink"], marker="D",
+                  markersize=3.6, linewidth=1, label="Best-of-N")  # fmt: skip
+        axes.set_xlim(-0.3, FURTHEST)
+        axes.set_xlabel("KL to the reference, nats")
+        axes.set_ylabel("mean p(positive)")
+        axes.legend(frameon=False, labelcolor=COLOUR["ink"], loc="lower right")
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    names = ", ".join(method for method, _ in by_method(results))
+    return standalone(inline(buffer.getvalue(), f"Mean p(positive) against KL to the reference: {names}, Best-of-N"))
+
+
+def by_method(results: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    for method in dict.fromkeys(run["method"] for run in results["runs"]):
+        yield method, [run for run in results["runs"] if run["method"] == method]
+
+
+def draw(axes: Axes, points: Sequence[Mapping[str, Any]], colour: str) -> None:
+    x, y = [p["kl"][0] for p in points], [p["reward"][0] for p in points]
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.45)
+    axes.plot(x[1:-1], y[1:-1], color=colour, linestyle="", marker="o", markersize=2.6, alpha=0.75)
+    axes.plot(x[-1:], y[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
+    (kl, *kl_ends), (reward, *reward_ends) = points[-1]["kl"], points[-1]["reward"]
+    axes.plot(kl_ends, [reward, reward], color=colour, linewidth=0.9, alpha=0.6)
+    axes.plot([kl, kl], reward_ends, color=colour, linewidth=0.9, alpha=0.6)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("."), help="the folder to write to")
+    given = parser.parse_args()
+    main(given.results, given.out)
