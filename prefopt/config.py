@@ -474,7 +474,9 @@ class Demo:
     seed: int = 0
     """decides all that is random"""
     full: bool = False
-    """ten times the pairs, PPO at length and three seeds: about an hour on two cores"""
+    """ten times the pairs, PPO at length and to several KLs, three seeds: an hour and more on two cores"""
+    pairs: int | None = None
+    """how many each method gets; by default 10,000, with --full 100,000"""
     seeds: int | None = None
     """how many for each method, whose mean and spread are shown; by default 1, with --full 3"""
     resume: bool = False
@@ -482,7 +484,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         _not_negative(self, "seed")
-        _positive(self, "seeds")
+        _positive(self, "seeds", "pairs")
 
 
 def _positive(config: object, *keys: str) -> None:
@@ -608,6 +610,7 @@ def dump(config: Any) -> str:
     out: runs/demo
     seed: 3
     full: false
+    pairs: null
     seeds: null
     resume: false
     """

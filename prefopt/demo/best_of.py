@@ -21,12 +21,13 @@ DRAWS = 1024
 
 
 def draw(world: World, model: Path, seed: int, n: int = DRAWS) -> list[np.ndarray]:
-    """For each prompt, which reviews ``model`` writes: n draws, less those that are no review."""
-    lm = load_model(str(model), device="cpu")
+    """For each prompt, which reviews ``model`` writes: n draws, less those that are no review or do not end."""
+    lm, encoder = load_model(str(model), device="cpu"), Encoder(world.tokenizer)
     longest = world.responses.shape[1] + 1
-    generator = TransformersGenerator(lm, Encoder(world.tokenizer), max_new_tokens=longest, batch_size=512, seed=seed)
-    found = [[world.index.get(text) for text in texts] for texts in generator(world.prompts, n)]
-    return [np.array([y for y in of_prompt if y is not None]) for of_prompt in found]
+    generator = TransformersGenerator(lm, encoder, max_new_tokens=longest, batch_size=512, seed=seed)
+    drawn = generator.ids(encoder.prompts(world.prompts), n)
+    texts = [[generator.text(ids) for ids in of_prompt if generator.is_whole(ids)] for of_prompt in drawn]
+    return [np.array([world.index[text] for text in of_prompt if text in world.index]) for of_prompt in texts]
 
 
 def best_of(exact: Frontier, scores: Sequence[np.ndarray], drawn: Sequence[np.ndarray]) -> list[Row]:

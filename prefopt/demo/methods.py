@@ -71,11 +71,11 @@ BESIDE = (
     dpo(0.05),
     dpo(1),
     dpo(5),
+    Method("Preferred-FT", partial(tune, loss=SFT(), rate=RATE)),
+    unlikelihood(0.1),
     Method("KTO", partial(tune, loss=KTO(beta=0.1), rate=RATE)),
     Method("ORPO", partial(tune, loss=ORPO(odds_weight=0.25), rate=RATE)),
     Method("SimPO", partial(tune, loss=SimPO(), rate=RATE)),
-    Method("Preferred-FT", partial(tune, loss=SFT(), rate=RATE)),
-    unlikelihood(0.1),
 )
 WITH_FULL = (unlikelihood(0.5),)
 """beside these, with --full"""

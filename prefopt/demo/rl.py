@@ -73,7 +73,7 @@ def ppo(
     return snapshots
 
 
-RATE, VALUE_RATE, HORIZON = 2e-3, 2.0, 2000
+RATE, VALUE_RATE, HORIZON = 1e-3, 4.0, 500
 """the policy's learning rate, the value model's as a multiple of it, and how slowly the penalty adapts"""
 
 
@@ -82,10 +82,10 @@ def ppo_to(kl: float, steps: int, learned: bool) -> Method:
 
     It aims at no β, so it has none: neither a run to realign nor one whose implicit reward is asked for.
     """
-    method = PPO(kl_coef=0.2, target_kl=kl, horizon=HORIZON, value_rate=VALUE_RATE)
+    method = PPO(kl_coef=0.8 / kl, target_kl=kl, horizon=HORIZON, value_rate=VALUE_RATE)  # near to where it comes
     name = "PPO" if learned else "PPO-GT"
     return Method(f"{name}, KL {kl:g}", partial(ppo, method=method, rate=RATE, steps=steps, learned=learned))
 
 
 REDUCED = tuple(ppo_to(3, 15, learned) for learned in (True, False))
-FULL = tuple(ppo_to(kl, 60, learned) for learned in (True, False) for kl in (1.5, 3, 4.5))
+FULL = tuple(ppo_to(kl, 25, learned) for kl in (1.5, 4) for learned in (True, False))

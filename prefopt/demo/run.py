@@ -61,7 +61,7 @@ class Size(NamedTuple):
     """how often each method's policy is enumerated on its way"""
 
 
-SMALL, FULL = Size(), Size(pairs=100_000, epochs=2, seeds=3, looks=3)
+SMALL, FULL = Size(), Size(pairs=100_000, seeds=3, looks=3)
 LOOKS = 3
 """the same, of the method in front"""
 
@@ -70,7 +70,7 @@ def run(config: Demo) -> int:
     """Writes everything to ``config.out``; UserError when there is something already, and it is not to be resumed."""
     out, world = config.out, the_world()
     size = FULL if config.full else SMALL
-    size = size._replace(seeds=config.seeds or size.seeds)
+    size = size._replace(seeds=config.seeds or size.seeds, pairs=config.pairs or size.pairs)
     settings = {"seed": config.seed, "full": config.full, **size._asdict()}
     begin(out, settings, config.resume)
     console = Console(highlight=False)
@@ -84,7 +84,7 @@ def run(config: Demo) -> int:
             show.line(console, flagship)
             rewards = list(learning)
             console.rule("3. Other methods, on the same pairs")
-            methods = [*BESIDE, *((*WITH_FULL, *rl.FULL) if config.full else rl.REDUCED)]
+            methods = [*rl.FULL, *WITH_FULL, *BESIDE] if config.full else [*rl.REDUCED, *BESIDE]  # the longest first
             others = jobs([FLAGSHIP], replace(start, looks=LOOKS), out / "methods", size.seeds)[1:]
             others += jobs(methods, start, out / "methods", size.seeds)
             noisy = jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)
