@@ -91,12 +91,19 @@ def read(folder: str, toy: bool, pairs: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "memory": machine.peak_memory(), "kept": len(examples)}
 
 
+def sample(**asked: Any) -> dict[str, Any]:
+    """One turn of sampling."""
+    from benchmarks import sampling
+
+    return sampling.sample(**asked)
+
+
 def main() -> None:
     asked = json.loads(sys.argv[1])
     import torch
 
     torch.set_num_threads(asked.pop("threads"))
-    work = {"steps": steps, "make": make, "grow": grow, "read": read}[asked.pop("work")]
+    work = {"steps": steps, "make": make, "grow": grow, "read": read, "sample": sample}[asked.pop("work")]
     print(json.dumps(work(**asked)))
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as driver
-from benchmarks import growth, report
+from benchmarks import growth, report, sampling
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +46,10 @@ def test_growth(tmp_path, monkeypatch):
     assert [point["kept"] for point in points["pairs"]] == [20]
     assert all(point["seconds"] > 0 for point in points["responses"])
     assert (tmp_path / "growth.svg").exists()
+
+
+def test_sampling(tmp_path):
+    toy = ["--toy", "--rounds", "2", "--batches", "1", "--new-tokens", "6", "--threads", "1"]
+    sampling.main([*toy, "--out", str(tmp_path)])
+    written = (tmp_path / "SAMPLING.md").read_text()
+    assert written.count("| yes |") == 2 and "| NO |" not in written
