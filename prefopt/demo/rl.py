@@ -87,5 +87,5 @@ def ppo_to(kl: float, steps: int, learned: bool) -> Method:
     return Method(f"{name}, KL {kl:g}", partial(ppo, method=method, rate=RATE, steps=steps, learned=learned))
 
 
-REDUCED = tuple(ppo_to(3, 15, learned) for learned in (True, False))
+REDUCED = tuple(ppo_to(3, 10, learned) for learned in (True, False))
 FULL = tuple(ppo_to(kl, 25, learned) for kl in (1.5, 4) for learned in (True, False))
