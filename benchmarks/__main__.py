@@ -16,12 +16,20 @@ from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
 SCHEMES = ("prefopt", "trl", "trl-precomputed", "trl-best", "padded")
-BATCHES = {"hh": (8, 16, 64), "hh-longest": (8,), "ranking": (24,), "long": (4,), "vocabulary": (8,)}
+BATCHES = {
+    "hh": (8, 16, 64),
+    "hh-longest": (8,),
+    "ultrafeedback": (8,),
+    "ranking": (24,),
+    "long": (4,),
+    "vocabulary": (8,),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--data", help="preference file for the hh workload; by default one is made")
+    parser.add_argument("--data", help="preference file for the hh workloads; by default one is made")
+    parser.add_argument("--ultrafeedback", help="preference file for the workload of that name, left out without")
     parser.add_argument("--workloads", nargs="+", default=list(BATCHES), choices=list(BATCHES))
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of the hh workload, instead of 8 16 64")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
@@ -42,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "threads": args.threads,
         "data": "made" if args.data is None else Path(args.data).name,
-        "left_out": [] if schemes == args.schemes or find_spec("trl") else ["trl is not installed: make bench-env"],
+        "left_out": _left_out(args),
         "records": [],
     }
     args.out.mkdir(parents=True, exist_ok=True)
@@ -52,10 +60,13 @@ def run(args: argparse.Namespace) -> None:
         results["records"] = [r for r in before if (r["workload"], r["batch_size"]) not in again]
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.workloads:
+            if name == "ultrafeedback" and not args.ultrafeedback:
+                continue
             folder = Path(scratch, name)
             batches = _batches(args, name)
             made = measured(
-                args.threads, work="make", folder=str(folder), name=name, data=args.data,
+                args.threads, work="make", folder=str(folder), name=name,
+                data=args.ultrafeedback if name == "ultrafeedback" else args.data,
                 pairs=max(batches) * args.steps, toy=args.toy,
             )  # fmt: skip
             if "failed" in made:
@@ -73,6 +84,13 @@ def run(args: argparse.Namespace) -> None:
                         print(report.line(record), flush=True)
                         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
                         (args.out / "RESULTS.md").write_text(report.written(results))
+
+
+def _left_out(args: argparse.Namespace) -> list[str]:
+    trl = [] if find_spec("trl") else ["TRL, which is not installed: make bench-env"]
+    if args.ultrafeedback or "ultrafeedback" not in args.workloads:
+        return trl
+    return [*trl, "ultrafeedback, of which no file was given: --ultrafeedback FILE"]
 
 
 def _batches(args: argparse.Namespace, name: str) -> Sequence[int]:

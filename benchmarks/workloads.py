@@ -2,6 +2,7 @@
 
 ``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
 ``hh-longest``  the same, with the file's longest pair in the first batch: a run's peak memory is its worst batch's
+``ultrafeedback``  pairs of another file: long answers to short prompts, so less is shared
 ``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one
 ``long``        a prompt of 4k tokens with two short responses
 ``vocabulary``  lengths as in hh, 128k vocabulary: the head dominates
@@ -54,7 +55,7 @@ def make(name: str, folder: Path, data: str | None, pairs: int, toy: bool = Fals
     tokenizer = train_tokenizer(texts(file), min(shape.vocabulary, 8192))
     tokenizer.save_pretrained(folder / "model")
     save_model(shape, tokenizer, folder / "model")
-    if name in ("hh", "hh-longest"):
+    if name not in _MADE:
         examples = read(file, tokenizer, shape.max_length)
         order = plan.Order(len(examples), 0)
         chosen = [examples[i] for i in order.batch(0, pairs)]
@@ -155,7 +156,7 @@ def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts
 _MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
     "ranking": _rankings, "long": _long, "vocabulary": _pairs,
 }  # fmt: skip
-NAMES = ("hh", "hh-longest", *_MADE)
+NAMES = ("hh", "hh-longest", "ultrafeedback", *_MADE)
 
 
 def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:
