@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,27 @@ FURTHEST = 20
 """nats, where the figure ends, as the paper's does; the table has what lies beyond"""
 
 
+BEGIN, END = "<!-- made by examples/sentiment/show.py -->", "<!-- until here -->"
+
+
 def main(file: Path, out: Path) -> None:
-    """Writes ``sentiment.svg`` and ``sentiment-table.md``."""
+    """Writes ``sentiment.svg``, and the figures between the two marks of ``sentiment.md``, or all of that file."""
     results = json.loads(file.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     (out / "sentiment.svg").write_text(picture(results) + "\n", encoding="utf-8")
-    (out / "sentiment-table.md").write_text(table(results) + "\n", encoding="utf-8")
-    print(f"{table(results)}\n\n{out / 'sentiment.svg'}")
+    page = out / "sentiment.md"
+    around = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
+    before, after = around.split(BEGIN)[0], around.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n\n{figures(results)}\n\n{END}{after}", encoding="utf-8")
+    print(f"{figures(results)}\n\n{out / 'sentiment.svg'}")
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- the figures ---------------------------------------------------------------------------------
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: what each method reached within some KL, and where each run ended."""
-    return f"{within(results)}\n\n{ends(results)}"
+def figures(results: Mapping[str, Any]) -> str:
+    """Markdown: what each method reached within some KL, where each run ended, what the stages gave, and samples."""
+    return "\n\n".join(part(results) for part in (within, ends, stages, samples))
 
 
 BUDGETS = 0.5, 1, 2, 4, 6, 10, FURTHEST
@@ -69,6 +76,41 @@ def ends(results: Mapping[str, Any]) -> str:
     return _markdown(header, rows, 2)
 
 
+def stages(results: Mapping[str, Any]) -> str:
+    """What the runs build on."""
+    accuracies = [
+        [f"the true reward is right on {name}, {found['texts']:,} texts", interval(found["accuracy"])]
+        for name, found in results["reward"].items()
+    ]
+    learned = list(results["learned_reward"].values())
+    rows = [
+        ["reference, nats a token on test reviews", f"{results['reference']['nats_a_token']:.3f}"],
+        *accuracies,
+        ["the learned reward orders held-out pairs alike", interval(learned) if None not in learned else "–"],
+        *([name.replace("_", "-"), f"{count:,}"] for name, count in results["data"].items()),
+    ]
+    return _markdown(["what the runs build on", ""], rows, 1)
+
+
+def samples(results: Mapping[str, Any]) -> str:
+    """The same prefixes, by the reference and, of each method, the run that ended with the most reward."""
+    best = [max(runs, key=lambda run: run["points"][-1]["reward"][0]) for _, runs in by_method(results)]
+    said = [("reference", results["start"]["samples"])]
+    said += [(f"{run['method']}, {setting(run)}", run["points"][-1]["samples"]) for run in best]
+    rows = [
+        [name, f"**{_cell(one['prompt'])}**{_cell(one['response'])}", f"{one['reward']:.2f}"]
+        for number in range(2)
+        for name, drawn in said
+        for one in drawn[number : number + 1]
+    ]
+    return _markdown(["", "response", "p(positive)"], rows, 2)
+
+
+def _cell(text: str) -> str:
+    """One cell of a table, whatever the model wrote."""
+    return re.sub(r"([\\`*_\[\]|#<>~])", r"\\\1", " ".join(text.split("\n")))
+
+
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
     """A table whose first so many columns are words, and the others figures."""
     lines = [header, ["---" if i < words else "---:" for i in range(len(header))], *rows]
@@ -91,7 +133,7 @@ def interval(ends: Sequence[float], digits: int = 3) -> str:
     return f"{value} ({low}–{high})"
 
 
-# --- the figure ----------------------------------------------------------------------------------
+# --- the picture ---------------------------------------------------------------------------------
 
 
 def picture(results: Mapping[str, Any]) -> str:

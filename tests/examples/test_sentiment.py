@@ -62,7 +62,7 @@ def test_every_stage_and_once_more(folders, tmp_path):
         assert all(0 <= point["reward"][1] <= point["reward"][0] <= point["reward"][2] <= 1 for point in run["points"])
     assert results["start"]["kl"] == [0, 0, 0]
     assert results["reward"]["Rotten Tomatoes"]["texts"] == 40
-    table = (out / "sentiment-table.md").read_text()
+    table = (out / "sentiment.md").read_text()
     assert "| DPO | β = 0.1 |" in table and "| Best-of-N | N = 4 | ≤ 0.64 |" in table
     assert (out / "sentiment.svg").read_text().count("Preferred-FT") >= 2
 
