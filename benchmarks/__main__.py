@@ -16,8 +16,11 @@ from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
 SCHEMES = ("prefopt", "trl", "trl-precomputed", "trl-best", "padded")
+BETAS = (0.05, 0.1, 0.5, 1.0)  # of the sweep
+SIZES = ("toy", "30M", "0.5B", "7B")
 BATCHES = {
     "hh": (8, 16, 64),
+    "sweep": (8,),
     "hh-longest": (8,),
     "ultrafeedback": (8,),
     "ranking": (24,),
@@ -38,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=float, default=900, help="seconds after which a turn is given up")
     parser.add_argument("--pairs-at-once", type=int, default=2, help="trl-best's micro-batch")
-    parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and RESULTS.md")
+    parser.add_argument("--size", default="30M", choices=SIZES, help="of the model; toy: to see that it runs")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json, RESULTS.md, results.svg")
     parser.add_argument("--add", action="store_true", help="keep what --out has of other workloads and batch sizes")
     run(parser.parse_args(argv))
 
@@ -49,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     results = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "threads": args.threads,
+        "size": args.size,
+        "device": args.device,
         "data": "made" if args.data is None else Path(args.data).name,
         "left_out": _left_out(args),
         "records": [],
@@ -67,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
             made = measured(
                 args.threads, work="make", folder=str(folder), name=name,
                 data=args.ultrafeedback if name == "ultrafeedback" else args.data,
-                pairs=max(batches) * args.steps, toy=args.toy,
+                pairs=max(batches) * args.steps, size=args.size, device=args.device,
             )  # fmt: skip
             if "failed" in made:
                 raise SystemExit(f"{name}: {made['failed']}")
@@ -77,13 +83,14 @@ def run(args: argparse.Namespace) -> None:
                     for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
                         record = measured(
                             args.threads, args.timeout, work="steps", folder=str(folder), scheme=scheme,
-                            batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once,
+                            batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once, device=args.device,
+                            betas=BETAS if name == "sweep" else (0.1,),
                         )  # fmt: skip
                         record |= {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
                         results["records"].append(record)
                         print(report.line(record), flush=True)
                         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-                        (args.out / "RESULTS.md").write_text(report.written(results))
+    report.write(args.out)
 
 
 def _left_out(args: argparse.Namespace) -> list[str]:

@@ -16,10 +16,11 @@ from prefopt.model.tree import pack
 from prefopt.types import Encoded
 
 
-def describe() -> dict[str, str]:
+def describe(device: str) -> dict[str, str]:
     """What has to be known to compare figures with those of another day."""
     return {
         "processor": _processor(),
+        **({} if device == "cpu" else {"gpu": torch.cuda.get_device_name()}),
         "cores": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
@@ -36,19 +37,29 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def matmul_peak(size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of a large fp32 matrix product: the best of some, after one that warms up."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def matmul_peak(device: str = "cpu", repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product, fp32 on a CPU and bf16 on a GPU: the best of some, after one that warms up."""
+    size, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        began = now()
         a @ b
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return 2 * size**3 / min(seconds[1:])
 
 
+def now() -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def peak_memory() -> int:
-    """Bytes: the most that this process ever held in memory."""
+    """Bytes: the most that this process ever held, on the GPU where it uses one, else in memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 

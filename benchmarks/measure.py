@@ -31,14 +31,14 @@ def measured(threads: int, timeout: float | None = None, **asked: Any) -> dict[s
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def steps(folder: str, scheme: str, batch_size: int, steps: int, **options: Any) -> dict[str, Any]:
+def steps(folder: str, scheme: str, batch_size: int, steps: int, device: str, **options: Any) -> dict[str, Any]:
     """Losses, seconds, peak memory of ``steps`` training steps, and what the machine could do just after them."""
     from transformers import AutoConfig
 
     from benchmarks import machine, workloads
     from benchmarks.schemes import SCHEMES, Task
 
-    task = Task(Path(folder, "model"), workloads.load(Path(folder)), batch_size, steps, **options)
+    task = Task(Path(folder, "model"), workloads.load(Path(folder)), batch_size, steps, device=device, **options)
     others, began = machine.Others(), time.perf_counter()
     run = SCHEMES[scheme](task)
     record = {
@@ -48,21 +48,21 @@ def steps(folder: str, scheme: str, batch_size: int, steps: int, **options: Any)
         "whole_seconds": time.perf_counter() - began,
         "memory": machine.peak_memory(),
         "others": others.cores(),
-        "peak_flops": machine.matmul_peak(),
+        "peak_flops": machine.matmul_peak(device),
     }
     config = AutoConfig.from_pretrained(task.model)
     return record | {
-        "useful_tokens": [machine.useful_tokens(batch) for batch in task.batches],
-        "useful_flops": [machine.useful_flops(batch, config) for batch in task.batches],
+        "useful_tokens": [machine.useful_tokens(batch) for batch in task.batches] * len(task.betas),
+        "useful_flops": [machine.useful_flops(batch, config) for batch in task.batches] * len(task.betas),
     }
 
 
-def make(folder: str, name: str, data: str | None, pairs: int, toy: bool) -> dict[str, Any]:
+def make(folder: str, name: str, data: str | None, pairs: int, size: str, device: str) -> dict[str, Any]:
     """A workload's files, in a process of its own too, so that the one that measures stays small."""
     from benchmarks import machine, workloads
 
-    workloads.make(name, Path(folder), data, pairs, toy)
-    return machine.describe()
+    workloads.make(name, Path(folder), data, pairs, size, device)
+    return machine.describe(device)
 
 
 def grow(folder: str, toy: bool, axis: str, value: int) -> dict[str, Any]:

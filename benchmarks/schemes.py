@@ -7,40 +7,47 @@
 ``padded``            the scheme of the DPO paper's code: chosen and rejected in one padded batch, whole
                       logits, the reference beside the policy
 
-All in fp32, with AdamW without decay at a constant rate, and the gradient clipped at 1. TRL gets token ids
-where it would tokenize; nothing else of it is changed.
+All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU the weights stay in
+fp32, and what is computed is bf16. TRL gets token ids where it would tokenize; nothing else of it is changed.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from benchmarks.machine import now
 from prefopt.types import Encoded
 
-BETA = 0.1
 PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
 
 
 @dataclass(frozen=True)
 class Task:
-    """``steps`` optimizer steps of ``batch_size`` pairs each."""
+    """``steps`` optimizer steps of ``batch_size`` pairs each, from the same model for every β."""
 
     model: Path
     examples: Sequence[Encoded]
     batch_size: int
     steps: int
+    betas: Sequence[float] = (0.1,)
     rate: float = 1e-4
+    device: str = "cpu"
     tokens_at_once: int | None = None  # prefopt's; None: its default
     pairs_at_once: int | None = None  # trl-best's
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.device == "cpu" else "bfloat16"
 
     @property
     def batches(self) -> list[Sequence[Encoded]]:
@@ -57,78 +64,96 @@ class Run:
 
 
 def prefopt(task: Task) -> Run:
-    from prefopt.data import plan
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
-    from prefopt.model.reference import response_keys
     from prefopt.train import optimizer
     from prefopt.train.guard import Guard
     from prefopt.train.loop import Schedule, TrainingState, train_step
     from prefopt.train.objective import Objective
 
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
-    lm = load_model(str(task.model), "float32", "cpu", longest)
-    assert lm.way == "tree", lm.why
-    budget = task.tokens_at_once or _budget(lm.module)
-    run, began = Run(), time.perf_counter()
-    sums: dict[str, tuple[float, int]] = {}
-    objective = Objective(DPO(BETA), lm, sums, budget)
-    for group in plan.microbatches([e for batch in task.batches for e in batch], objective.tokens_without_gradient):
-        known = lm.score(lm.pack(group))
-        keys = [key for e in group for key in response_keys(e)]
-        sums.update(zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True))
-    run.reference_seconds = time.perf_counter() - began
     schedule = Schedule(task.steps, task.batch_size, task.rate, 0, "constant", 1.0, 0, 0, task.steps)
-    adamw = optimizer.build("adamw", lm.module.named_parameters())
-    state = TrainingState(objective, adamw, Guard())
-    for batch in task.batches:
-        began = time.perf_counter()
-        run.losses.append(train_step(state, batch, schedule)["loss"])
-        run.seconds.append(time.perf_counter() - began)
-        state.step += 1
+    run, sums = Run(), {}
+    for beta in task.betas:
+        lm = load_model(str(task.model), task.dtype, task.device, longest)
+        assert lm.way == "tree", lm.why
+        objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
+        if not sums:  # once, for all β
+            began = now()
+            sums |= _reference(objective, [e for batch in task.batches for e in batch])
+            run.reference_seconds = now() - began
+        adamw = optimizer.build("adamw", lm.module.named_parameters())
+        state = TrainingState(objective, adamw, Guard())
+        for batch in task.batches:
+            began = now()
+            run.losses.append(train_step(state, batch, schedule)["loss"])
+            run.seconds.append(now() - began)
+            state.step += 1
     return run
 
 
-def _budget(module: torch.nn.Module) -> int:
+def _reference(objective: Any, pairs: Sequence[Encoded]) -> dict[str, tuple[float, int]]:
+    """What the store would hold, by the key of a response."""
+    from prefopt.data import plan
+    from prefopt.model.reference import response_keys
+
+    sums, lm = {}, objective.lm
+    for group in plan.microbatches(pairs, objective.tokens_without_gradient):
+        known = lm.score(lm.pack(group))
+        keys = [key for e in group for key in response_keys(e)]
+        sums |= dict(zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True))
+    return sums
+
+
+def _budget(module: torch.nn.Module, dtype: torch.dtype) -> int:
     """What ``prefopt train`` would choose."""
     from prefopt.train import defaults
 
     held = defaults.held(sum(p.numel() for p in module.parameters()))
-    return defaults.tokens_per_microbatch(module.device, held, defaults.bytes_a_token(module.config, torch.float32))
+    return defaults.tokens_per_microbatch(module.device, held, defaults.bytes_a_token(module.config, dtype))
 
 
 def padded(task: Task) -> Run:
-    policy, reference = (AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32) for _ in range(2))
-    adamw = torch.optim.AdamW(policy.parameters(), lr=task.rate, weight_decay=0.0, fused=True)
     run = Run()
+    for beta in task.betas:
+        _train_padded(task, beta, run)
+    return run
+
+
+def _train_padded(task: Task, beta: float, run: Run) -> None:
+    load = AutoModelForCausalLM.from_pretrained
+    policy, reference = (load(task.model, dtype=torch.float32).to(task.device) for _ in range(2))
+    computing = partial(torch.autocast, task.device, torch.bfloat16, task.dtype == "bfloat16")
+    adamw = torch.optim.AdamW(policy.parameters(), lr=task.rate, weight_decay=0.0, fused=True)
     for batch in task.batches:
-        began, total = time.perf_counter(), 0.0
+        began, total = now(), 0.0
         adamw.zero_grad()
         for start in range(0, len(batch), PADDED_AT_ONCE):
             group = batch[start : start + PADDED_AT_ONCE]
-            with torch.no_grad():
+            with torch.no_grad(), computing():
                 before = _padded_logps(reference, group)
-            s = _padded_logps(policy, group) - before
-            loss = -F.logsigmoid(BETA * (s[: len(group)] - s[len(group) :])).sum() / len(batch)
+            with computing():
+                s = _padded_logps(policy, group) - before
+            loss = -F.logsigmoid(beta * (s[: len(group)] - s[len(group) :])).sum() / len(batch)
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         adamw.step()
         run.losses.append(total)
-        run.seconds.append(time.perf_counter() - began)
-    return run
+        run.seconds.append(now() - began)
 
 
 def _padded_logps(model, group: Sequence[Encoded]) -> torch.Tensor:
     """[2P] log π(y|x): all chosen, then all rejected."""
     rows = [(e.prompt, e.responses[side]) for side in (0, 1) for e in group]
     width = max(len(prompt) + len(response) for prompt, response in rows)
-    ids, attended, scored = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
+    ids, attended, scored = torch.zeros(3, len(rows), width, dtype=torch.long)
     for i, (prompt, response) in enumerate(rows):
         end = len(prompt) + len(response)
         ids[i, :end] = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
         attended[i, :end] = 1
         scored[i, len(prompt) : end] = 1
+    ids, attended, scored = (x.to(model.device) for x in (ids, attended, scored))
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
     logps = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     return (logps * scored[:, 1:]).sum(1)
@@ -144,21 +169,21 @@ def trl(task: Task, **options) -> Run:
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
             run.losses.append(0.0)
-            self.began = time.perf_counter()
+            self.began = now()
 
         def on_step_end(self, *args, **kwargs):
-            run.seconds.append(time.perf_counter() - self.began)
+            run.seconds.append(now() - self.began)
 
     class Trainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args):
             return dataset  # token ids already
 
         def _precompute_ref_logps(self, *args):
-            began = time.perf_counter()
+            began = now()
             try:
                 return super()._precompute_ref_logps(*args)
             finally:
-                run.reference_seconds = time.perf_counter() - began
+                run.reference_seconds += now() - began
 
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)  # divided by the accumulation steps already
@@ -173,17 +198,18 @@ def trl(task: Task, **options) -> Run:
     }
     at_once = options.pop("pairs_at_once", None) or task.batch_size
     with tempfile.TemporaryDirectory() as out:
-        config = DPOConfig(
-            out, per_device_train_batch_size=at_once, gradient_accumulation_steps=task.batch_size // at_once,
-            max_steps=task.steps, learning_rate=task.rate, lr_scheduler_type="constant", weight_decay=0.0, beta=BETA,
-            max_length=None, train_sampling_strategy="sequential", bf16=False, use_cpu=True, report_to="none",
-            save_strategy="no", disable_tqdm=True, **options,
-        )  # fmt: skip
-        trainer = Trainer(
-            str(task.model), args=config, train_dataset=Dataset.from_dict(columns), callbacks=[Clock()],
-            processing_class=AutoTokenizer.from_pretrained(task.model),
-        )  # fmt: skip
-        trainer.train()
+        for beta in task.betas:
+            config = DPOConfig(
+                out, per_device_train_batch_size=at_once, gradient_accumulation_steps=task.batch_size // at_once,
+                max_steps=task.steps, learning_rate=task.rate, lr_scheduler_type="constant", weight_decay=0.0,
+                max_length=None, train_sampling_strategy="sequential", report_to="none", save_strategy="no", beta=beta,
+                bf16=task.dtype == "bfloat16", use_cpu=task.device == "cpu", disable_tqdm=True, **options,
+            )  # fmt: skip
+            trainer = Trainer(
+                str(task.model), args=config, train_dataset=Dataset.from_dict(columns), callbacks=[Clock()],
+                processing_class=AutoTokenizer.from_pretrained(task.model),
+            )  # fmt: skip
+            trainer.train()
     return run
 
 

@@ -1,20 +1,21 @@
 """What is worked on: a model, and pairs of token ids in the order in which every scheme reads them.
 
 ``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
+``sweep``       the same, trained with each of four β, from the first import to the last step
 ``hh-longest``  the same, with the file's longest pair in the first batch: a run's peak memory is its worst batch's
 ``ultrafeedback``  pairs of another file: long answers to short prompts, so less is shared
 ``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one
 ``long``        a prompt of 4k tokens with two short responses
 ``vocabulary``  lengths as in hh, 128k vocabulary: the head dominates
 
-The model is llama-shaped: 8 layers of width 512, 25M parameters, and the embeddings beside them.
+The model is llama-shaped; that of 30M parameters has 8 layers of width 512, and 4M in its embeddings.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,39 @@ from prefopt.data.encode import Encoder
 from prefopt.model.new import texts, train_tokenizer
 from prefopt.types import Encoded
 
-LAYERS, WIDTH = 8, 512
-
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model; ``toy`` is for tests."""
+    """Of a model."""
 
     vocabulary: int = 8192
+    layers: int = 8
+    width: int = 512
+    head: int = 64
     max_length: int = 1024
-    layers: int = LAYERS
-    width: int = WIDTH
 
 
-def make(name: str, folder: Path, data: str | None, pairs: int, toy: bool = False) -> None:
+SIZES = {
+    "toy": Shape(512, 2, 32, 32),  # for tests
+    "30M": Shape(),
+    "0.5B": Shape(32768, 24, 1280),
+    "7B": Shape(32768, 32, 4096, 128),
+}
+
+
+def make(name: str, folder: Path, data: str | None, pairs: int, size: str = "30M", device: str = "cpu") -> None:
     """Write ``folder/model`` and ``folder/pairs.jsonl`` with at least ``pairs`` pairs, all from fixed seeds."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    size = {"layers": 2, "width": 32} if toy else {}
-    vocabulary = {"vocabulary": 2048 if toy else 131072}.get(name, 512 if toy else 8192)
-    shape = Shape(vocabulary, 8192 if name == "long" else 1024, **size)
+    rng, toy = np.random.default_rng(0), size == "toy"
+    shape = replace(SIZES[size], max_length=8192 if name == "long" else 1024)
+    if name == "vocabulary":
+        shape = replace(shape, vocabulary=2048 if toy else 131072)
     file = data or str(folder / "made.jsonl")
     if data is None:
         write_pairs(Path(file), pairs, rng)
     tokenizer = train_tokenizer(texts(file), min(shape.vocabulary, 8192))
     tokenizer.save_pretrained(folder / "model")
-    save_model(shape, tokenizer, folder / "model")
+    save_model(shape, tokenizer, folder / "model", device)
     if name not in _MADE:
         examples = read(file, tokenizer, shape.max_length)
         order = plan.Order(len(examples), 0)
@@ -82,7 +90,7 @@ def small_tokenizer(folder: Path, vocabulary: int = 8192) -> Any:
 
 def grown(folder: Path, toy: bool, prompt: int, responses: int, vocabulary: int) -> tuple[Path, list[Encoded]]:
     """A model, and three batches of 4 prompts each with pairs of the first with each other of its responses of 64."""
-    shape = Shape(vocabulary, prompt + 64, **({"layers": 2, "width": 32} if toy else {}))
+    shape = replace(SIZES["toy" if toy else "30M"], vocabulary=vocabulary, max_length=prompt + 64)
     save_model(shape, small_tokenizer(folder, 512), folder / "model")
     rng, made = np.random.default_rng(0), []
     for _ in range(3 * 4):
@@ -107,15 +115,17 @@ def example(prompt: np.ndarray, *responses: np.ndarray) -> Encoded:
     )  # fmt: skip
 
 
-def save_model(shape: Shape, tokenizer: Any, folder: Path) -> None:
+def save_model(shape: Shape, tokenizer: Any, folder: Path, device: str = "cpu") -> None:
     config = LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=32 * round(shape.width * 8 / 3 / 32),
-        num_hidden_layers=shape.layers, num_attention_heads=max(1, shape.width // 64),
+        num_hidden_layers=shape.layers, num_attention_heads=shape.width // shape.head,
         max_position_embeddings=shape.max_length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    with torch.device(device):  # billions of weights are drawn in seconds there
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.to(torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(folder)
 
 
 # --- lengths, and ids that have them ----------------------------------------------------------------
@@ -156,7 +166,7 @@ def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts
 _MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
     "ranking": _rankings, "long": _long, "vocabulary": _pairs,
 }  # fmt: skip
-NAMES = ("hh", "hh-longest", "ultrafeedback", *_MADE)
+NAMES = ("hh", "sweep", "hh-longest", "ultrafeedback", *_MADE)
 
 
 def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import __main__ as driver
 from benchmarks import growth, report, sampling
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 def test_side_by_side(tmp_path, capsys):
     schemes = ["prefopt", "padded"]
-    sizes = ["--toy", "--workloads", "hh", "--batch-sizes", "4", "--rounds", "1", "--steps", "3", "--threads", "1"]
-    driver.main([*sizes, "--schemes", *schemes, "--out", str(tmp_path)])
+    once = ["--size", "toy", "--workloads", "hh", "--batch-sizes", "4", "--rounds", "1", "--threads", "1"]
+    driver.main([*once, "--schemes", *schemes, "--out", str(tmp_path)])
 
     rows = report.rows(json.loads((tmp_path / "results.json").read_text())["records"])
     assert [scheme for _, _, scheme in rows] == schemes
@@ -28,14 +29,26 @@ def test_side_by_side(tmp_path, capsys):
 
     written = (tmp_path / "RESULTS.md").read_text()
     assert "## hh, 4 pairs a step" in written and "GPU" in written
+    assert "padded" in (tmp_path / "results.svg").read_text()
     assert "prefopt" in capsys.readouterr().out
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_side_by_side_on_a_gpu(tmp_path):
+    driver.main(
+        ["--device", "cuda", "--size", "toy", "--workloads", "hh", "--batch-sizes", "4", "--rounds", "1",
+         "--schemes", "prefopt", "padded", "--out", str(tmp_path)]
+    )  # fmt: skip
+    rows = report.rows(json.loads((tmp_path / "results.json").read_text())["records"])
+    ours, padded = (rows["hh", 4, scheme] for scheme in ("prefopt", "padded"))
+    assert padded.losses == pytest.approx(ours.losses, abs=1e-2)  # in bf16
 
 
 def test_a_turn_that_fails_is_named_and_not_counted():
     failed = {"workload": "hh", "batch_size": 8, "scheme": "trl", "failed": "not done after 1 s"}
-    written = report.written(
-        {"date": "today", "threads": 1, "steps": 2, "data": "made", "left_out": [], "records": [failed]}
-    )
+    settings = {"date": "today", "size": "toy", "device": "cpu", "threads": 1, "data": "made"}
+    written = report.written(settings | {"left_out": [], "records": [failed]})
     assert "hh, 8 pairs, trl: not done after 1 s" in written
 
 
