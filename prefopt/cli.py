@@ -3,7 +3,8 @@
 Nothing slow is imported until a command runs, so ``--help`` answers at once.
 
 Exit codes: 0 done; 1 failed; 2 the user's input is wrong; 75 stopped by a signal, with a checkpoint saved;
-130 interrupted. With PREFOPT_DEBUG=1 in the environment, what a user did wrong shows its traceback too.
+130 interrupted, by SIGINT or SIGTERM, where there was no checkpoint to save. With PREFOPT_DEBUG=1 in the
+environment, what a user did wrong shows its traceback too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from prefopt import config, usage
 from prefopt.commands import COMMANDS, Command
 from prefopt.config import Setting
 from prefopt.errors import RunFailed, Stopped, UserError
+from prefopt.signals import term_interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(argv)
+        with term_interrupts():
+            _run(argv)
         sys.stdout.flush()
         return 0
     except (UserError, RunFailed, Stopped) as error:
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prefopt: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1 if isinstance(error, RunFailed) else 75
     except KeyboardInterrupt:
+        print("prefopt: interrupted; what was written before is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read our output, such as `head`, has seen enough; Python must not flush into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """The command line as a person types it: help at once, one configuration out of flags and YAML, and exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -226,7 +227,7 @@ def test_a_typo_in_the_file_names_its_line(fake: Fake, tmp_path: Path, capsys: p
         (UserError("prefs.jsonl:3: broken"), 2, "prefopt: prefs.jsonl:3: broken\n"),
         (RunFailed("the disk is full"), 1, "prefopt: the disk is full\n"),
         (Stopped("saved; continue with --resume"), 75, "prefopt: saved; continue with --resume\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "prefopt: interrupted; what was written before is kept\n"),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, said: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,3 +254,14 @@ def test_debugging_shows_where_a_mistake_was_found(
     assert main([*TRAIN, "--seed", "x"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" in said and said.endswith("prefopt: --seed must be a whole number, not 'x'\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_nothing_is_to_be_saved(
+    number: signal.Signals, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.does = lambda: signal.raise_signal(number)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(TRAIN) == 130
+    assert capsys.readouterr().err == "prefopt: interrupted; what was written before is kept\n"
+    assert signal.getsignal(signal.SIGTERM) is before

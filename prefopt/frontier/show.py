@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.statistics import Interval
-from prefopt.train.display import duration, printable
+from prefopt.terminal import printable
+from prefopt.train.display import duration
 
 Row = Mapping[str, Any]
 COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"

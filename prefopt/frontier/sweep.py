@@ -17,11 +17,9 @@ import itertools
 import json
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +38,9 @@ from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose
 from prefopt.generate import Prompt
 from prefopt.model.load import load_config
 from prefopt.rl.rewards import Reward, identity, load_reward
+from prefopt.terminal import printable
 from prefopt.train.card import write_results
-from prefopt.train.display import Display, printable
+from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import execute
@@ -309,13 +308,12 @@ class Sweeping:
         """
         at = ""
         try:
-            with _signals_interrupt():
-                start = self._start() if self.sampling.reward else []
-                found = []
-                for number, planned in enumerate(self.runs, 1):
-                    at = f"run {number} of {len(self.runs)}: {planned.name}"
-                    _say(f"{at}{', finished before' if planned.finished else ''}")
-                    found.append(self._perform(planned))
+            start = self._start() if self.sampling.reward else []
+            found = []
+            for number, planned in enumerate(self.runs, 1):
+                at = f"run {number} of {len(self.runs)}: {planned.name}"
+                _say(f"{at}{', finished before' if planned.finished else ''}")
+                found.append(self._perform(planned))
         except Stopped as stopped:
             raise Stopped(f"{at}: {stopped}") from None
         except KeyboardInterrupt:
@@ -447,16 +445,3 @@ def _write(file: Path, text: str) -> None:
 
 def _say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM ends what is done here as SIGINT does, at once; a run's own steps take both their way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

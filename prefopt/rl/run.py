@@ -23,9 +23,10 @@ from prefopt.rl.prompts import Asked, prepare
 from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
+from prefopt.signals import Stop, stop_on_signal
 from prefopt.train import checkpoint, optimizer, outcome, rng, seen
 from prefopt.train.display import Display, size
-from prefopt.train.guard import Guard, Stop, stop_on_signal
+from prefopt.train.guard import Guard
 from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, fit
 from prefopt.train.metrics import MetricsFile, peak_memory, read_metrics

@@ -1,18 +1,10 @@
-"""The failure sentinel: a loss that is no number, and a signal to stop.
-
-Both only tell the loop; the loop skips, saves and exits.
-"""
+"""The failure sentinel: a loss that is no number. It only tells the loop, which skips."""
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 from prefopt.errors import RunFailed
 
@@ -53,51 +45,3 @@ class Guard:
                 "model and its dtype"
             )
         return False
-
-
-class Stop:
-    """``requested`` turns true with the first signal, and ``reason`` names it."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-
-    @property
-    def requested(self) -> bool:
-        return self.signum is not None
-
-    @property
-    def reason(self) -> str:
-        return "" if self.signum is None else signal.Signals(self.signum).name
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Within the block, the first SIGTERM or SIGINT asks to stop, and the second kills at once.
-
-    Python lets only the main thread handle signals: in any other, nothing changes and nothing is
-    ever requested.
-
-    >>> with stop_on_signal() as stop:
-    ...     signal.raise_signal(signal.SIGTERM)
-    ...     stop.requested, stop.reason
-    (True, 'SIGTERM')
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def first(signum: int, frame: FrameType | None) -> None:
-        stop.signum = signum
-        for number in before:
-            signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, first)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            # None: the handler was not set from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -22,9 +22,10 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.errors import Stopped, UserError
 from prefopt.model.load import load_model
+from prefopt.signals import Stop, stop_on_signal
 from prefopt.train import checkpoint, evidence, optimizer, outcome, rng
 from prefopt.train.display import Display
-from prefopt.train.guard import Guard, Stop, stop_on_signal
+from prefopt.train.guard import Guard
 from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, TrainingState, evaluate, fit
 from prefopt.train.metrics import MetricsFile

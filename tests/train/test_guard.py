@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.errors import RunFailed
-from prefopt.train.guard import Guard, stop_on_signal
+from prefopt.signals import stop_on_signal
+from prefopt.train.guard import Guard
 
 NAN, INF = math.nan, math.inf
 
@@ -75,7 +76,7 @@ def test_handlers_are_put_back_after_an_error():
 def test_the_second_signal_kills(first, second):
     script = f"""
 import signal
-from prefopt.train.guard import stop_on_signal
+from prefopt.signals import stop_on_signal
 with stop_on_signal() as stop:
     signal.raise_signal(signal.{first})
     print("asked", stop.requested, flush=True)

@@ -1,0 +1,70 @@
+"""What ends a command from outside: SIGINT (Ctrl-C) and SIGTERM, to which the loops answer by saving all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def term_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM is a KeyboardInterrupt too, as SIGINT is. Only the main thread can ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+class Stop:
+    """``requested`` turns true with the first signal, and ``reason`` names it."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.signum is not None
+
+    @property
+    def reason(self) -> str:
+        return "" if self.signum is None else signal.Signals(self.signum).name
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Within the block, the first SIGTERM or SIGINT asks to stop, and the second kills at once.
+
+    Python lets only the main thread handle signals: in any other, nothing changes and nothing is
+    ever requested.
+
+    >>> with stop_on_signal() as stop:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     stop.requested, stop.reason
+    (True, 'SIGTERM')
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def first(signum: int, frame: FrameType | None) -> None:
+        stop.signum = signum
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            # None: the handler was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
