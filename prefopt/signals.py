@@ -1,11 +1,16 @@
-"""What ends a command from outside: SIGINT (Ctrl-C) and SIGTERM, to which the loops answer by saving all."""
+"""What ends a command from outside: SIGINT (Ctrl-C) and SIGTERM, to which the loops answer by saving all.
+
+And a worker process ends with the one that started it.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 
 
@@ -68,3 +73,17 @@ def stop_on_signal() -> Iterator[Stop]:
         for number, handler in before.items():
             # None: the handler was not set from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def end_with_parent() -> None:
+    """In a worker process: end when the process that started it has ended, however it did.
+
+    A pool's worker would finish what it is at, and write it beside whoever goes on with the work.
+    """
+    if parent := parent_process():
+
+        def wait() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()

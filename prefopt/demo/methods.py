@@ -26,6 +26,7 @@ from prefopt.demo.tune import Snapshot, Start, tune
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, Placement
 from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO, Unlikelihood
+from prefopt.signals import end_with_parent
 
 RATE, GENTLE = 1e-3, 5e-4
 """learning rates: the second for DPO from β = 1 on, where a policy has less of a way to go"""
@@ -167,6 +168,7 @@ def _cores() -> int:
 
 
 def _alone() -> None:
-    """A worker has one thread, and Ctrl-C ends it without a traceback."""
+    """A worker has one thread, and Ctrl-C ends it without a traceback, and so does the end of who started it."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
