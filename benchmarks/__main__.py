@@ -6,16 +6,17 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
-SCHEMES = ("prefopt", "trl", "trl-precomputed", "trl-best", "padded")
+SCHEMES = ("prefopt", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
 BETAS = (0.05, 0.1, 0.5, 1.0)  # of the sweep
 SIZES = ("toy", "30M", "0.5B", "7B")
 BATCHES = {
@@ -49,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    schemes = [s for s in args.schemes if not s.startswith("trl") or find_spec("trl")]
-    results = {
+    results: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "threads": args.threads,
         "size": args.size,
@@ -61,36 +61,54 @@ def run(args: argparse.Namespace) -> None:
     }
     args.out.mkdir(parents=True, exist_ok=True)
     if args.add:
-        before = json.loads((args.out / "results.json").read_text())["records"]
-        again = {(name, batch) for name in args.workloads for batch in _batches(args, name)}
-        results["records"] = [r for r in before if (r["workload"], r["batch_size"]) not in again]
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in args.workloads:
-            if name == "ultrafeedback" and not args.ultrafeedback:
-                continue
-            folder = Path(scratch, name)
-            batches = _batches(args, name)
-            made = measured(
-                args.threads, work="make", folder=str(folder), name=name,
-                data=args.ultrafeedback if name == "ultrafeedback" else args.data,
-                pairs=max(batches) * args.steps, size=args.size, device=args.device,
-            )  # fmt: skip
-            if "failed" in made:
-                raise SystemExit(f"{name}: {made['failed']}")
-            results["machine"] = made
-            for turn in range(args.rounds):
-                for batch in batches:
-                    for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
-                        record = measured(
-                            args.threads, args.timeout, work="steps", folder=str(folder), scheme=scheme,
-                            batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once, device=args.device,
-                            betas=BETAS if name == "sweep" else (0.1,),
-                        )  # fmt: skip
-                        record |= {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
-                        results["records"].append(record)
-                        print(report.line(record), flush=True)
-                        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        results["records"] = _kept(args, results)
+    for name in _workloads(args):
+        with tempfile.TemporaryDirectory() as folder:  # of one workload at a time: models can be large
+            results["machine"] = _made(args, name, folder)
+            for record in _turns(args, name, folder):
+                results["records"].append(record)
+                print(report.line(record), flush=True)
+                (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(args.out)
+
+
+def _kept(args: argparse.Namespace, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """What --out has of other workloads and batch sizes, if it was measured in the same way."""
+    before = json.loads((args.out / "results.json").read_text())
+    for key in ("size", "device", "threads", "data"):
+        if before[key] != now[key]:
+            raise SystemExit(f"--add: {args.out} has the figures of {key} {before[key]}, not {now[key]}")
+    again = {(name, batch) for name in _workloads(args) for batch in _batches(args, name)}
+    return [r for r in before["records"] if (r["workload"], r["batch_size"]) not in again]
+
+
+def _made(args: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
+    """Writes a workload; the machine it was made on."""
+    made = measured(
+        args.threads, work="make", folder=folder, name=name,
+        data=args.ultrafeedback if name == "ultrafeedback" else args.data,
+        pairs=max(_batches(args, name)) * args.steps, size=args.size, device=args.device,
+    )  # fmt: skip
+    if "failed" in made:
+        raise SystemExit(f"{name}: {made['failed']}")
+    return made
+
+
+def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[str, Any]]:
+    schemes = [s for s in args.schemes if not s.startswith("trl") or find_spec("trl")]
+    for turn in range(args.rounds):
+        for batch in _batches(args, name):
+            for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
+                record = measured(
+                    args.threads, args.timeout, work="steps", folder=folder, scheme=scheme,
+                    batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once, device=args.device,
+                    betas=BETAS if name == "sweep" else (0.1,),
+                )  # fmt: skip
+                yield record | {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
+
+
+def _workloads(args: argparse.Namespace) -> list[str]:
+    return [name for name in args.workloads if name != "ultrafeedback" or args.ultrafeedback]
 
 
 def _left_out(args: argparse.Namespace) -> list[str]:

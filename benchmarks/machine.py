@@ -65,7 +65,7 @@ def peak_memory() -> int:
 
 
 class Others:
-    """How many cores were busy with other people's work since this was made."""
+    """How many cores were busy with other people's work, on this machine or its host, since this was made."""
 
     def __init__(self) -> None:
         self._then = self._now()
@@ -77,7 +77,8 @@ class Others:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         t = psutil.cpu_times()
-        return time.perf_counter(), t.user + t.system + getattr(t, "nice", 0.0), time.process_time()
+        busy = t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0)
+        return time.perf_counter(), busy, time.process_time()
 
 
 def useful_tokens(batch: Sequence[Encoded]) -> int:

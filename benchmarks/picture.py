@@ -6,7 +6,14 @@ from pathlib import Path
 
 from benchmarks.report import Row, Rows
 
-COLOURS = {"prefopt": "#2a6fdb", "trl": "#c44", "trl-precomputed": "#e08a4a", "trl-best": "#e3b34a", "padded": "#999"}
+COLOURS = {
+    "prefopt": "#2a6fdb",
+    "trl": "#c44",
+    "trl-whole": "#922",
+    "trl-precomputed": "#e08a4a",
+    "trl-best": "#e3b34a",
+    "padded": "#999",
+}
 
 
 def draw(found: Rows, file: Path) -> None:

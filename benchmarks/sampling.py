@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         made = _checked(
             args.threads, work="make", folder=scratch, name="hh", data=args.data, pairs=args.batches * AT_ONCE,
-            toy=args.toy,
+            size="toy" if args.toy else "30M", device="cpu",
         )  # fmt: skip
         for turn in range(args.rounds):
             for scheme in list(SCHEMES) if turn % 2 == 0 else list(SCHEMES)[::-1]:

@@ -1,9 +1,11 @@
 """The ways of training that are compared. Each takes the same pairs in the same order and does the same steps.
 
 ``prefopt``           the token tree; the reference once, before the first step
-``trl``               TRL's DPOTrainer as it comes: padded, the reference beside the policy, activations recomputed
+``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
+                      activations recomputed
+``trl-whole``         the same, with all pairs of a step at once
 ``trl-precomputed``   the same, with the reference once, before the first step
-``trl-best``          and, where that is faster, activations kept and small micro-batches, which pad less
+``trl-best``          and with activations kept, and small micro-batches, which pad less
 ``padded``            the scheme of the DPO paper's code: chosen and rejected in one padded batch, whole
                       logits, the reference beside the policy
 
@@ -43,7 +45,7 @@ class Task:
     rate: float = 1e-4
     device: str = "cpu"
     tokens_at_once: int | None = None  # prefopt's; None: its default
-    pairs_at_once: int | None = None  # trl-best's
+    pairs_at_once: int = 2  # trl-best's
 
     @property
     def dtype(self) -> str:
@@ -64,6 +66,14 @@ class Run:
 
 
 def prefopt(task: Task) -> Run:
+    run, sums = Run(), {}
+    for beta in task.betas:
+        _train(task, beta, sums, run)
+    return run
+
+
+def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run) -> None:
+    """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
     from prefopt.train import optimizer
@@ -72,24 +82,20 @@ def prefopt(task: Task) -> Run:
     from prefopt.train.objective import Objective
 
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
+    lm = load_model(str(task.model), task.dtype, task.device, longest)
+    assert lm.way == "tree", lm.why
+    objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
+    if not sums:
+        began = now()
+        sums |= _reference(objective, [e for batch in task.batches for e in batch])
+        run.reference_seconds = now() - began
     schedule = Schedule(task.steps, task.batch_size, task.rate, 0, "constant", 1.0, 0, 0, task.steps)
-    run, sums = Run(), {}
-    for beta in task.betas:
-        lm = load_model(str(task.model), task.dtype, task.device, longest)
-        assert lm.way == "tree", lm.why
-        objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
-        if not sums:  # once, for all β
-            began = now()
-            sums |= _reference(objective, [e for batch in task.batches for e in batch])
-            run.reference_seconds = now() - began
-        adamw = optimizer.build("adamw", lm.module.named_parameters())
-        state = TrainingState(objective, adamw, Guard())
-        for batch in task.batches:
-            began = now()
-            run.losses.append(train_step(state, batch, schedule)["loss"])
-            run.seconds.append(now() - began)
-            state.step += 1
-    return run
+    state = TrainingState(objective, optimizer.build("adamw", lm.module.named_parameters()), Guard())
+    for batch in task.batches:
+        began = now()
+        run.losses.append(train_step(state, batch, schedule)["loss"])
+        run.seconds.append(now() - began)
+        state.step += 1
 
 
 def _reference(objective: Any, pairs: Sequence[Encoded]) -> dict[str, tuple[float, int]]:
@@ -159,7 +165,7 @@ def _padded_logps(model, group: Sequence[Encoded]) -> torch.Tensor:
     return (logps * scored[:, 1:]).sum(1)
 
 
-def trl(task: Task, **options) -> Run:
+def trl(task: Task, pairs_at_once: int = 8, **options) -> Run:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -196,7 +202,9 @@ def trl(task: Task, **options) -> Run:
         "chosen_ids": [e.responses[0].tolist() for e in pairs],
         "rejected_ids": [e.responses[1].tolist() for e in pairs],
     }
-    at_once = options.pop("pairs_at_once", None) or task.batch_size
+    at_once = min(pairs_at_once, task.batch_size)
+    if task.batch_size % at_once:
+        raise ValueError(f"{task.batch_size} pairs cannot be cut into micro-batches of {at_once}")
     with tempfile.TemporaryDirectory() as out:
         for beta in task.betas:
             config = DPOConfig(
@@ -213,19 +221,23 @@ def trl(task: Task, **options) -> Run:
     return run
 
 
+def trl_whole(task: Task) -> Run:
+    return trl(task, task.batch_size)
+
+
 def trl_precomputed(task: Task) -> Run:
     return trl(task, precompute_ref_log_probs=True)
 
 
 def trl_best(task: Task) -> Run:
-    return trl(
-        task,
-        precompute_ref_log_probs=True,
-        gradient_checkpointing=False,
-        pairs_at_once=min(task.pairs_at_once or 2, task.batch_size),
-    )
+    return trl(task, task.pairs_at_once, precompute_ref_log_probs=True, gradient_checkpointing=False)
 
 
 SCHEMES: dict[str, Callable[[Task], Run]] = {
-    "prefopt": prefopt, "trl": trl, "trl-precomputed": trl_precomputed, "trl-best": trl_best, "padded": padded,
-}  # fmt: skip
+    "prefopt": prefopt,
+    "trl": trl,
+    "trl-whole": trl_whole,
+    "trl-precomputed": trl_precomputed,
+    "trl-best": trl_best,
+    "padded": padded,
+}

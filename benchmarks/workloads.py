@@ -1,7 +1,7 @@
 """What is worked on: a model, and pairs of token ids in the order in which every scheme reads them.
 
 ``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
-``sweep``       the same, trained with each of four β, from the first import to the last step
+``sweep``       the same, trained with each of four β, from loading the model to the last step
 ``hh-longest``  the same, with the file's longest pair in the first batch: a run's peak memory is its worst batch's
 ``ultrafeedback``  pairs of another file: long answers to short prompts, so less is shared
 ``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one

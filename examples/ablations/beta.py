@@ -33,10 +33,10 @@ def ablation(setting: Setting, betas: tuple[float, ...] = BETAS) -> Finding:
         cells = [spread(kl), f"{best.kl:.3f}", spread(reward), f"{best.reward:.3f}"]
         rows.append([f"{beta:g}", *cells, *map(spread, (objective, efficiency, missing))])
         places.append(Place(f"β = {beta:g}", _around(kl), _around(reward)))
-    curve = [(at.kl, at.reward) for at in exact.curve(np.geomspace(100, 0.05, 60))]
+    curve = [(at.kl, at.reward) for at in exact.curve(np.geomspace(100, min(betas), 60))]
     return Finding(table(HEADER, rows), draw(places, "expected reward", curve))
 
 
 def _around(values: list[float]) -> tuple[float, float, float]:
-    mean, sd = float(np.mean(values)), float(np.std(values))
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return mean, mean - sd, mean + sd

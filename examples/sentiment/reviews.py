@@ -64,10 +64,19 @@ def rotten_tomatoes(folder: Path) -> list[Review]:
         return [
             Review(line.strip(), kind == "pos")
             for kind in ("neg", "pos")
-            for line in (folder / f"rt-polarity.{kind}").read_text(encoding="utf-8").splitlines()
+            for line in _decoded((folder / f"rt-polarity.{kind}").read_bytes()).split("\n")
+            if line.strip()
         ]
     except OSError as error:
         raise UserError(f"--rotten-tomatoes {folder}: rt-polarity.pos and .neg cannot be read ({error})") from None
+
+
+def _decoded(content: bytes) -> str:
+    """The original files are Latin-1, some copies UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 END = re.compile(r"""(?<!\bMr)(?<!\bMrs)(?<!\bDr)[.!?]['")\]]*\s+(?=["'(]?[A-Z0-9])""")
