@@ -63,13 +63,13 @@ def within(results: Mapping[str, Any]) -> str:
 
 
 def ends(results: Mapping[str, Any]) -> str:
-    """Where each run ended, with 95 % intervals over prefixes."""
-    header = ["method", "setting", "KL, nats", "mean p(positive)", "tokens", "minutes"]
+    """Where each run ended, with 95 % intervals over prefixes; ``unended`` responses ran into the limit of tokens."""
+    header = ["method", "setting", "KL, nats", "mean p(positive)", "tokens", "unended"]
     start = results["start"]
-    rows = [["reference", "", "0", interval(start["reward"]), f"{start['tokens']:.1f}", ""]]
+    rows = [["reference", "", "0", interval(start["reward"]), f"{start['tokens']:.1f}", f"{start['unended']:.0%}"]]
     for run in results["runs"]:
         end = run["points"][-1]
-        figures = interval(end["kl"], 2), interval(end["reward"]), f"{end['tokens']:.1f}", f"{run['seconds'] / 60:.1f}"
+        figures = interval(end["kl"], 2), interval(end["reward"]), f"{end['tokens']:.1f}", f"{end['unended']:.0%}"
         rows.append([run["method"], setting(run), *figures])
     for best in results["best_of"]:
         rows.append(["Best-of-N", f"N = {best['n']}", f"≤ {best['kl']:.2f}", interval(best["reward"]), "", ""])
