@@ -96,11 +96,13 @@ class LanguageModel:
         """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
         vocabulary = self.bare.config.get_text_config().vocab_size
         with self.computing():
+            # index_select and not [...], whose gradient is added up in whatever order the threads come to it
             if self.way == "logits":
                 logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
-                token = token_logps(logits[batch.source], lambda h: h, batch.target, vocabulary)
+                token = token_logps(logits.index_select(0, batch.source), lambda h: h, batch.target, vocabulary)
             else:
-                token = token_logps(self.hidden(batch)[batch.source], self._head(), batch.target, vocabulary)
+                hidden = self.hidden(batch).index_select(0, batch.source)
+                token = token_logps(hidden, self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
     @torch.no_grad()

@@ -122,7 +122,7 @@ def ended(examples: Sequence[Encoded]) -> list[Encoded]:
 def scores(lm: LanguageModel, batch: PackedBatch) -> Tensor:
     """[R] the reward of each response of a batch that was made of `ended` examples, with its gradient."""
     with lm.computing():
-        return lm.bare.score(lm.hidden(batch)[batch.source])[:, 0].float()
+        return lm.bare.score(lm.hidden(batch).index_select(0, batch.source))[:, 0].float()
 
 
 @torch.no_grad()

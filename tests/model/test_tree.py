@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from prefopt.model import attention
 from prefopt.model.attention import Tree, tree_attention
+from prefopt.model.language_model import LanguageModel
 from prefopt.model.tree import pack, pack_rows, visible
 from prefopt.types import Encoded
+from tests.model.conftest import make_model
 
 
 def encoded(prompt: list[int], *responses: list[int], scored: list[list[bool]] | None = None) -> Encoded:
@@ -132,3 +134,20 @@ def test_a_long_run_is_computed_in_pieces(monkeypatch):
     whole = tree_attention(Tree(batch.subtree_end), q, k, v, window=11)
     monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 7)
     assert torch.allclose(tree_attention(Tree(batch.subtree_end), q, k, v, window=11), whole, atol=1e-6)
+
+
+def test_a_gradient_is_the_same_to_the_bit_whatever_the_threads_do():
+    """Many responses to one prompt: what its last token gets from each must be added up in one order."""
+    random, threads = np.random.default_rng(0), torch.get_num_threads()
+    lm = LanguageModel(make_model("llama"), way="tree")
+    batch = lm.pack([encoded([1, 2, 3], *random.integers(4, 40, (256, 8)).tolist())])
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(30):
+            lm.module.zero_grad()
+            lm.logprobs(batch).sum.sum().backward()
+            found.add(b"".join(p.grad.numpy().tobytes() for p in lm.module.parameters()))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
