@@ -95,9 +95,9 @@ def _made(args: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
 
 
 def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[str, Any]]:
-    schemes = [s for s in args.schemes if not s.startswith("trl") or find_spec("trl")]
     for turn in range(args.rounds):
         for batch in _batches(args, name):
+            schemes = _schemes(args, batch)
             for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
                 record = measured(
                     args.threads, args.timeout, work="steps", folder=folder, scheme=scheme,
@@ -105,6 +105,12 @@ def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[st
                     betas=BETAS if name == "sweep" else (0.1,),
                 )  # fmt: skip
                 yield record | {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
+
+
+def _schemes(args: argparse.Namespace, batch: int) -> list[str]:
+    """What is asked for and installed; where a step is no more than TRL takes at once, one row of it is enough."""
+    same = {"trl-whole"} if batch <= 8 and "trl" in args.schemes else set()
+    return [s for s in args.schemes if s not in same and (not s.startswith("trl") or find_spec("trl"))]
 
 
 def _workloads(args: argparse.Namespace) -> list[str]:

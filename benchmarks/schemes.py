@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.machine import now
 from prefopt.types import Encoded
 
+TRL_AT_ONCE = 8  # pairs; per_device_train_batch_size, left alone
 PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
 
 
@@ -165,7 +166,7 @@ def _padded_logps(model, group: Sequence[Encoded]) -> torch.Tensor:
     return (logps * scored[:, 1:]).sum(1)
 
 
-def trl(task: Task, pairs_at_once: int = 8, **options) -> Run:
+def trl(task: Task, pairs_at_once: int = TRL_AT_ONCE, **options) -> Run:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
