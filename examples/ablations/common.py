@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from prefopt.demo.methods import Method, Outcome, jobs, perform, workers
+from prefopt.demo.methods import Method, Outcome, jobs, perform
+from prefopt.demo.processes import workers
 from prefopt.demo.rewards import learn
 from prefopt.demo.run import Size, imitate
 from prefopt.demo.tune import Start

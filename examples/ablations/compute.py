@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from examples.ablations.common import Finding, Setting, lines, spread, table
 from prefopt.data import plan
 from prefopt.demo.methods import Method, dpo
+from prefopt.demo.processes import one_thread
 from prefopt.demo.rewards import learn
 from prefopt.demo.rl import ppo_to
 from prefopt.demo.tune import BATCH, TOKENS, Start, compared
@@ -30,6 +30,7 @@ from prefopt.model.load import load_model
 PASSES, STEPS = (0.25, 0.5, 1.0, 2.0, 4.0), (4, 8, 15, 30)
 BETA, KL = 0.1, 3.0
 REWARDS = (1.0, 1.5, 2.0, 2.5)
+FIGURES = ("reward", "kl", "efficiency", "missing")
 Cost = np.ndarray
 """[2] seconds and floating-point operations"""
 
@@ -42,6 +43,7 @@ class Length(NamedTuple):
     rewards: list[float]
     kls: list[float]
     efficiencies: list[float]
+    missing: list[float]
     cost: Cost
 
 
@@ -68,11 +70,12 @@ def _dpo(setting: Setting, start: Start, passes: Sequence[float]) -> Iterator[Le
 
 
 def _ppo(setting: Setting, start: Start, steps: Sequence[int], learned: bool) -> Iterator[Length]:
+    name = "PPO" if learned else "PPO-GT"
     before = start.pairs / BATCH * per_step(lambda n: _reward_model(start, n), 10, 40) if learned else np.zeros(2)
-    step = per_step(lambda n: ppo_to(KL, n, learned).policies(start), 1, 4)
+    step = per_step(lambda n: ppo_to(KL, n, learned, passes=2).policies(start), 1, 4)
     for n in steps:
-        name = "PPO" if learned else "PPO-GT"
-        yield _length(setting, name, f"{n} steps", ppo_to(KL, n, learned), start, f"steps-{n}", before + n * step)
+        method = ppo_to(KL, n, learned, passes=2)
+        yield _length(setting, name, f"{n} steps", method, start, f"steps-{n}", before + n * step)
 
 
 def _reward_model(start: Start, steps: int) -> None:
@@ -82,7 +85,7 @@ def _reward_model(start: Start, steps: int) -> None:
 
 def _length(setting: Setting, name: str, length: str, method: Method, start: Start, folder: str, whole: Cost) -> Length:
     ends = [outcome.end for outcome in setting.outcomes([method], start, f"compute/{folder}")]
-    return Length(name, length, *([getattr(e, what) for e in ends] for what in ("reward", "kl", "efficiency")), whole)
+    return Length(name, length, *([getattr(e, what) for e in ends] for what in FIGURES), whole)
 
 
 def per_step(run: Callable[[int], object], few: int, many: int) -> Cost:
@@ -92,12 +95,10 @@ def per_step(run: Callable[[int], object], few: int, many: int) -> Cost:
 
 
 def cost(work: Callable[[], object]) -> Cost:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    began = time.process_time()
-    work()
-    seconds = time.process_time() - began
-    torch.set_num_threads(threads)
+    with one_thread():
+        began = time.process_time()
+        work()
+        seconds = time.process_time() - began
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it knows no fused attention of CPUs
         work()
     return np.array([seconds, counter.get_total_flops()])
@@ -105,9 +106,10 @@ def cost(work: Callable[[], object]) -> Cost:
 
 def _lengths(found: Sequence[Length]) -> str:
     rows = [
-        [at.method, at.length, *map(spread, (at.rewards, at.kls, at.efficiencies)), *_shown(at.cost)] for at in found
+        [at.method, at.length, *map(spread, (at.rewards, at.kls, at.efficiencies, at.missing)), *_shown(at.cost)]
+        for at in found
     ]
-    return table(["", "length", "E[r]", "KL", "efficiency", "seconds", "FLOPs"], rows)
+    return table(["", "length", "E[r]", "KL", "efficiency", "outside the grammar", "seconds", "FLOPs"], rows)
 
 
 def _reached(found: Sequence[Length], methods: Sequence[str]) -> str:

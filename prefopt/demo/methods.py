@@ -7,26 +7,19 @@ log-probabilities [X, Y].
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from prefopt.demo.tune import Snapshot, Start, tune
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, Placement
 from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO, Unlikelihood
-from prefopt.signals import end_with_parent
 
 RATE, GENTLE = 1e-3, 5e-4
 """learning rates: the second for DPO from β = 1 on, where a policy has less of a way to go"""
@@ -143,32 +136,3 @@ def _keep(file: Path, snapshots: list[Snapshot]) -> None:
     aside = file.with_name("tmp.npz")
     np.savez(aside, steps=np.array(steps), logps=np.stack(logps))
     aside.replace(file)
-
-
-@contextmanager
-def workers() -> Iterator[Callable[..., Iterator[Any]]]:
-    """A ``map`` over processes, whose results come in the order of what they were made of.
-
-    A model as small as this gains nothing from a second core, so each core gets a process: twice as fast on two,
-    and the figures do not depend on how many there are. With one it is the ordinary ``map``.
-    """
-    processes = _cores()
-    if processes == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, get_context("spawn"), _alone) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _alone() -> None:
-    """A worker has one thread, and Ctrl-C ends it without a traceback, and so does the end of who started it."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(1)

@@ -31,7 +31,8 @@ from prefopt import report
 from prefopt.config import Demo
 from prefopt.demo import account, rl, show
 from prefopt.demo.best_of import best_of, draw
-from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, WITH_FULL, Outcome, jobs, perform, workers
+from prefopt.demo.methods import BESIDE, FLAGSHIP, RATE, UNDER_NOISE, WITH_FULL, Outcome, jobs, perform
+from prefopt.demo.processes import one_thread, workers
 from prefopt.demo.rewards import learn
 from prefopt.demo.tune import BATCH, Start
 from prefopt.demo.world import World, the_world
@@ -61,7 +62,7 @@ class Size(NamedTuple):
     """how often each method's policy is enumerated on its way"""
 
 
-SMALL, FULL = Size(), Size(pairs=100_000, seeds=3, looks=3)
+SMALL, FULL = Size(corpus_epochs=1.5), Size(pairs=100_000, seeds=3, looks=3)
 LOOKS = 3
 """the same, of the method in front"""
 
@@ -75,12 +76,13 @@ def run(config: Demo) -> int:
     begin(out, settings, config.resume)
     console = Console(highlight=False)
     try:
-        console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
-        start = imitate(world, out, size, config.seed)
         with workers() as every:
+            console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
+            start = imitate(world, out, size, config.seed)
             console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
             learning = every(learn, [replace(start, seed=config.seed + i) for i in range(size.seeds)])
-            flagship = prefer(world, out, start)  # while the reward models learn from the same answers
+            with one_thread():
+                flagship = prefer(world, out, start)  # while the reward models learn from the same answers
             show.line(console, flagship)
             rewards = list(learning)
             console.rule("3. Other methods, on the same pairs")

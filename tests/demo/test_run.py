@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from prefopt.config import Demo
-from prefopt.demo import best_of, methods, world
+from prefopt.demo import best_of, methods, processes, world
 from prefopt.demo import run as demo
 from prefopt.errors import UserError
 
@@ -34,7 +34,7 @@ def shortened(tmp_path_factory):
         reduced = [demo.rl.ppo_to(3, 2, learned) for learned in (True, False)]
         reduced = [replace(method, policies=partial(method.policies, prompts=8)) for method in reduced]
         patched.setattr(demo.rl, "REDUCED", reduced)
-        patched.setattr(methods, "_cores", lambda: 1)
+        patched.setattr(processes, "_cores", lambda: 1)
         patched.setenv("COLUMNS", "160")
         world.the_world.cache_clear()
         patched.setattr(demo, "draw", interrupted)

@@ -12,7 +12,7 @@ import pytest
 
 from examples.ablations import __main__ as command
 from examples.ablations import beta, common, compute, noise, reference, temperature
-from prefopt.demo import methods, rl, world
+from prefopt.demo import methods, processes, rl, world
 from prefopt.demo.run import Size
 
 
@@ -25,7 +25,7 @@ def setting(tmp_path_factory):
         for name in names:
             patched.setattr(world, name, words[name])
         patched.setattr(world, "SLOTS", tuple(map(tuple, words.values())))
-        patched.setattr(methods, "_cores", lambda: 1)
+        patched.setattr(processes, "_cores", lambda: 1)
         world.the_world.cache_clear()
         size = Size(corpus=640, corpus_epochs=1, pairs=256)
         yield common.Setting(tmp_path_factory.mktemp("ablations"), size, seeds=2)
