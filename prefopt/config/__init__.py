@@ -1,0 +1,51 @@
+"""What can be set: commands.py has a dataclass for each command, reading.py makes one of a file or of flags.
+
+A YAML file is flat. What is no field of a command with a loss is taken for an option of that loss:
+
+    loss: ipo
+    tau: 0.1
+"""
+
+from prefopt.config.commands import (
+    PPO,
+    SFT,
+    Check,
+    Demo,
+    NewModel,
+    Report,
+    Reward,
+    Sample,
+    Score,
+    SettingError,
+    Sweep,
+    Train,
+    Training,
+    axes,
+    flag,
+)
+from prefopt.config.reading import Setting, build, dump, helps, load, read, unknown
+
+__all__ = [
+    "PPO",
+    "SFT",
+    "Check",
+    "Demo",
+    "NewModel",
+    "Report",
+    "Reward",
+    "Sample",
+    "Score",
+    "Setting",
+    "SettingError",
+    "Sweep",
+    "Train",
+    "Training",
+    "axes",
+    "build",
+    "dump",
+    "flag",
+    "helps",
+    "load",
+    "read",
+    "unknown",
+]
