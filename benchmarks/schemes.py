@@ -79,7 +79,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     from prefopt.model.load import load_model
     from prefopt.train import optimizer
     from prefopt.train.guard import Guard
-    from prefopt.train.loop import Schedule, TrainingState, train_step
+    from prefopt.train.loop import Schedule, TrainingState, cut, train_step
     from prefopt.train.objective import Objective
 
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
@@ -94,7 +94,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     state = TrainingState(objective, optimizer.build("adamw", lm.module.named_parameters()), Guard())
     for batch in task.batches:
         began = now()
-        run.losses.append(train_step(state, batch, schedule)["loss"])
+        run.losses.append(train_step(state, cut(objective, batch), schedule)["loss"])
         run.seconds.append(now() - began)
         state.step += 1
 

@@ -9,7 +9,7 @@ T tokens in a batch, N scored tokens, R responses, P examples, K responses in a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # both are slow to import, and the command line's help needs neither
     import numpy as np
@@ -143,6 +143,8 @@ class PackedBatch:
     target: Tensor
     owner: Tensor
     responses: int
+    tree: Any = None
+    """what attention planned for it, where that was done ahead"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
 from prefopt.train import optimizer
 from prefopt.train.guard import Guard
-from prefopt.train.loop import Hooks, Schedule, fit
+from prefopt.train.loop import Hooks, Schedule, batches, repeat
 from prefopt.types import Encoded
 
 TOKENS = 16384
@@ -66,7 +66,8 @@ def ppo(
         if step:
             snapshots.append(Snapshot(step, world.logps(policy.module)))
 
-    fit(state, asked, schedule, Hooks(nothing, look, nothing), take=partial(ppo_step, method=method))
+    prompts_of_steps = batches(asked, schedule, state.step)
+    repeat(partial(ppo_step, method=method), state, prompts_of_steps, schedule, Hooks(nothing, look, nothing))
     if out is not None:
         policy.save(out)
         world.tokenizer.save_pretrained(out)

@@ -17,7 +17,7 @@ the attention function. Without a tree (generation, rows) the function is plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -52,6 +52,15 @@ class Tree:
         self._starts = np.flatnonzero(np.diff(self._end, prepend=-1))
         self._masks: dict[tuple, Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
+
+    def planned(self, windows: Iterable[int | None], device: torch.device) -> Tree:
+        """The same, with what the layers will ask for worked out already."""
+        if device.type == "cuda":
+            for window in windows:
+                self.block_mask(window, device)
+        elif self.stretches is None:
+            _ = self.blocks
+        return self
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +91,12 @@ class LanguageModel:
 
     def pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         """The responses of ``examples``, in their order, as this model reads them."""
-        return (pack if self.way == "tree" else pack_rows)(examples, self.device)
+        if self.way != "tree":
+            return pack_rows(examples, self.device)
+        batch = pack(examples, self.device)
+        assert batch.subtree_end is not None
+        window = getattr(self.bare.config.get_text_config(), "sliding_window", None)
+        return replace(batch, tree=attention.Tree(batch.subtree_end).planned({None, window}, self.device))
 
     def logprobs(self, batch: PackedBatch) -> LogProbs:
         """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
@@ -115,7 +121,7 @@ class LanguageModel:
         body = self.bare.base_model
         if batch.subtree_end is None:
             return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
-        with attention.reading(attention.Tree(batch.subtree_end)):
+        with attention.reading(batch.tree or attention.Tree(batch.subtree_end)):
             return body(**self._inputs(batch)).last_hidden_state[0]
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:

@@ -247,9 +247,11 @@ def fill(
     missing = [key for key in wanted if key not in known]
     if missing:
         done, pending, committed = 0, [], time.monotonic()
+        scored: Sums = {}  # a store that is found damaged on the way is begun anew
         try:
             for row in scorer(missing):
                 pending.append(row)
+                scored[row[0]] = row[1:]
                 if len(pending) >= 256 or time.monotonic() - committed > 2:
                     batch, pending = pending, []
                     store.put(batch)
@@ -258,7 +260,7 @@ def fill(
         finally:
             store.put(pending)
         progress(done + len(pending), len(missing))
-        known |= store.get(missing)
+        known |= scored | store.get(missing)
     assert len(known) == len(wanted), f"the scorer left out {len(wanted) - len(known)} responses"
     return known
 

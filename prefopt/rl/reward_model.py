@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +79,14 @@ class RewardLoss:
         return LossOutput(loss, {name: v for name, v in metrics.items() if not name.startswith("logps/")})
 
 
+class Compared(NamedTuple):
+    """R responses as the model reads them, [R] what a person gave them, and [P, K] which are compared."""
+
+    packed: PackedBatch
+    given: Tensor
+    ranking: Tensor
+
+
 @dataclass(frozen=True)
 class RewardObjective:
     """The loss on the scores of one micro-batch: to the loop what `Objective` is."""
@@ -94,11 +102,15 @@ class RewardObjective:
         """How many to compute at once where only one layer's activations are kept at a time."""
         return 4 * self.tokens_per_microbatch
 
-    def __call__(self, batch: Sequence[Encoded], baseline: None = None) -> LossOutput:
-        """The loss [P] of the P examples of a micro-batch, with its gradient."""
+    def ready(self, batch: Sequence[Encoded]) -> Compared:
+        """A micro-batch in the form in which the model and the loss read it."""
         given = torch.tensor([s or 0.0 for e in batch for s in e.scores], device=self.lm.device)
         ranking = plan.preferences(batch, self.loss.unit, self.lm.device).ranking
-        return self.loss(scores(self.lm, self.lm.pack(ended(batch))), given, ranking)
+        return Compared(self.lm.pack(ended(batch)), given, ranking)
+
+    def __call__(self, batch: Compared, baseline: None = None) -> LossOutput:
+        """The loss [P] of the P examples of a micro-batch, with its gradient."""
+        return self.loss(scores(self.lm, batch.packed), batch.given, batch.ranking)
 
     def baseline(self, batch: Sequence[Encoded]) -> None:
         """No loss here needs one."""

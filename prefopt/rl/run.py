@@ -28,7 +28,7 @@ from prefopt.train import checkpoint, optimizer, outcome, rng, seen
 from prefopt.train.display import Display, size
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
-from prefopt.train.loop import Hooks, fit
+from prefopt.train.loop import Hooks, batches, repeat
 from prefopt.train.metrics import MetricsFile, peak_memory, read_metrics
 from prefopt.train.track import Trackers
 
@@ -82,7 +82,8 @@ def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
         recorder = Recorder(job, method, state, file, trackers, display, stop, reference_is, resumed_at)
         hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, recorder.pause)
         try:
-            fit(state, job.data.train, job.schedule, hooks, take=partial(ppo_step, method=method))
+            asked = batches(job.data.train, job.schedule, state.step)
+            repeat(partial(ppo_step, method=method), state, asked, job.schedule, hooks)
         finally:
             trackers.finish()
     figures = results(job, state, time.monotonic() - began)

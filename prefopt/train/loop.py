@@ -7,18 +7,21 @@ number, never by a micro-batch's, so the gradient is the same however the step i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 from prefopt.data import plan
 from prefopt.model.subnormal import flushed_to_zero
+from prefopt.train.ahead import ahead
 from prefopt.train.guard import Guard
 from prefopt.train.metrics import Metrics
-from prefopt.train.objective import Objective
+from prefopt.train.objective import Objective, Ready
 from prefopt.train.optimizer import Schedule as Decay
 from prefopt.train.optimizer import learning_rate, set_learning_rate
 from prefopt.types import Encoded
@@ -70,29 +73,38 @@ class Stepping(Protocol):
 
 
 S = TypeVar("S", bound=Stepping)
+B = TypeVar("B")
 
 
-def fit(
-    state: S,
-    units: Sequence[Encoded],
-    schedule: Schedule,
-    hooks: Hooks,
-    take: Callable[[S, Sequence[Encoded], Schedule], dict[str, float]] | None = None,
-) -> None:
-    """Train until ``schedule.steps``, with an evaluation before the first, after the last, and every so many between.
+def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> None:
+    """`train_step` until ``schedule.steps``; the next step's batch is made ready while one is computed."""
+    drawn = batches(units, schedule, state.step)
+    with closing(ahead(partial(cut, state.objective), drawn)) as ready:
+        repeat(train_step, state, ready, schedule, hooks)
 
-    ``take`` is what a step does with a batch, and by default `train_step`. A checkpoint comes before the evaluation
-    of its step, which may take long; a run that resumes from it makes that evaluation again.
-    """
+
+def batches(units: Sequence[Encoded], schedule: Schedule, start: int) -> Iterator[list[Encoded]]:
+    """What each step reads, from step ``start`` on."""
     order = plan.order(units, schedule.seed, schedule.group_by_prompt)
+    for step in range(start, schedule.steps):
+        yield [units[i] for i in order.batch(step, schedule.batch_size)]
+
+
+def repeat(
+    take: Callable[[S, B, Schedule], dict[str, float]], state: S, batches: Iterator[B], schedule: Schedule, hooks: Hooks
+) -> None:
+    """``take`` a step with each batch, with an evaluation before the first, after the last, and every so many between.
+
+    A checkpoint comes before the evaluation of its step, which may take long; a run that resumes from it makes that
+    evaluation again.
+    """
     while True:
         last = state.step == schedule.steps
         if state.step == 0 or last or (schedule.eval_every and state.step % schedule.eval_every == 0):
             hooks.evaluate(state.step)
         if last:
             return
-        batch = [units[i] for i in order.batch(state.step, schedule.batch_size)]
-        values = (take or train_step)(state, batch, schedule)  # type: ignore[arg-type]
+        values = take(state, next(batches), schedule)
         state.step += 1
         hooks.log(state.step, values)
         if state.step == schedule.steps or state.step % schedule.save_every == 0:
@@ -100,19 +112,30 @@ def fit(
         hooks.pause(state.step)
 
 
+class Batch(NamedTuple):
+    """The examples of one optimizer step, and the same, cut into micro-batches that are ready to be computed."""
+
+    examples: Sequence[Encoded]
+    parts: Sequence[Ready]
+
+
+def cut(objective: Objective, examples: Sequence[Encoded]) -> Batch:
+    groups = plan.microbatches(examples, objective.tokens_per_microbatch)
+    return Batch(examples, [objective.ready(group) for group in groups])
+
+
 @flushed_to_zero()
-def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedule) -> dict[str, float]:
+def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> dict[str, float]:
     """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing."""
     began = time.perf_counter()
-    objective, optimizer = state.objective, state.optimizer
-    metrics, tokens = Metrics(), 0
+    objective, optimizer, examples = state.objective, state.optimizer, batch.examples
+    metrics = Metrics()
     optimizer.zero_grad(set_to_none=True)
-    baseline = objective.baseline(batch)
-    for group in plan.microbatches(batch, objective.tokens_per_microbatch):
-        output = objective(group, baseline)
-        (output.loss.sum() / len(batch)).backward()
+    baseline = objective.baseline(examples)
+    for part in batch.parts:
+        output = objective(part, baseline)
+        (output.loss.sum() / len(examples)).backward()
         metrics.add({"loss": output.loss, **output.metrics})
-        tokens += sum(example.tokens for example in group)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
     rate = learning_rate(state.step + 1, schedule.peak, schedule.warmup, schedule.steps, schedule.decay)
@@ -124,8 +147,8 @@ def train_step(state: TrainingState, batch: Sequence[Encoded], schedule: Schedul
     return values | {
         "grad_norm": float(norm),
         "learning_rate": rate,
-        "pairs_per_second": len(batch) / seconds,
-        "tokens_per_second": tokens / seconds,
+        "pairs_per_second": len(examples) / seconds,
+        "tokens_per_second": sum(example.tokens for example in examples) / seconds,
     }
 
 
@@ -161,7 +184,7 @@ def evaluate(
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
         for group in plan.microbatches(batch, objective.tokens_without_gradient):
-            output = objective(group, baseline)
+            output = objective(objective.ready(group), baseline)
             named = {"loss": output.loss, **output.metrics}
             metrics.add(named)
             each = {name: values.float() for name, values in named.items() if values.shape == output.loss.shape}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -12,10 +13,18 @@ from prefopt.losses import Loss, kto_baseline
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import response_keys
 from prefopt.train.metrics import Metrics
-from prefopt.types import Encoded, LogProbs, LossOutput
+from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch, Preferences
 
 Sums = Mapping[str, tuple[float, int]]
 """What the reference store knows: response key -> (sum of log-probs, number of tokens)."""
+
+
+class Ready(NamedTuple):
+    """A micro-batch, with all that can be known of it before the policy is asked: what the host has to do for it."""
+
+    packed: PackedBatch
+    reference: LogProbs | None
+    preferences: Preferences
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,15 @@ class Objective:
         """How many to compute at once where only one layer's activations are kept at a time."""
         return 4 * self.tokens_per_microbatch
 
-    def __call__(self, batch: Sequence[Encoded], baseline: torch.Tensor | None = None) -> LossOutput:
+    def ready(self, batch: Sequence[Encoded]) -> Ready:
+        """A micro-batch in the form in which the policy and the loss read it; may be made in another thread."""
+        preferences = plan.preferences(batch, self.unit, self.lm.device)
+        return Ready(self.lm.pack(batch), self.reference_logprobs(batch), preferences)
+
+    def __call__(self, batch: Ready, baseline: torch.Tensor | None = None) -> LossOutput:
         """The loss [P] of the P examples of a micro-batch, with the policy's gradient."""
-        policy = self.lm.logprobs(self.lm.pack(batch))
-        comparison = replace(plan.preferences(batch, self.unit, self.lm.device), baseline=baseline)
-        return self.loss(policy, self.reference_logprobs(batch), comparison)
+        policy = self.lm.logprobs(batch.packed)
+        return self.loss(policy, batch.reference, replace(batch.preferences, baseline=baseline))
 
     def at_reference(self, batch: Sequence[Encoded]) -> LossOutput:
         """What the loss gives where the policy is the reference: ln 2 for DPO."""

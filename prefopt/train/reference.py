@@ -103,7 +103,7 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
     zero = torch.zeros((), device=objective.lm.device)
     for group in plan.microbatches(batch, objective.tokens_per_microbatch):
         with torch.no_grad():
-            found, expected = objective(group, zero), objective.at_reference(group)
+            found, expected = objective(objective.ready(group), zero), objective.at_reference(group)
         # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
         rewards = [found.metrics.get(f"rewards/{side}", found.loss[:0]) for side in ("chosen", "rejected")]
         each = [values for values in rewards if values.shape == found.loss.shape] or [torch.zeros_like(found.loss)]

@@ -156,7 +156,10 @@ def whole(tmp_path_factory):
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_flipped_bit_is_never_believed(whole, tmp_path_factory, data):
-    """Whichever bit it is: what is found is true, and what was lost can be put again."""
+    """Whichever bit it is: what is found is true, and what was lost can be put again.
+
+    Twice, if need be: the damage may show only when something is put, and then a new file is begun.
+    """
     path = tmp_path_factory.mktemp("flip") / "reference.sqlite"
     content = bytearray(whole.read_bytes())
     # Most of a page is free space: aim at bytes that are used, and now and then at any.
@@ -167,8 +170,25 @@ def test_a_flipped_bit_is_never_believed(whole, tmp_path_factory, data):
     with ReferenceStore(path, SCOPE) as store:
         found = store.get(KEYS)
         assert found.items() <= KNOWN.items()
-        store.put([row for row in ROWS if row[0] not in found])
+        for _ in range(2):
+            store.put([row for row in ROWS if row[0] not in store.get(KEYS)])
         assert store.get(KEYS) == KNOWN
+
+
+def test_damage_that_shows_in_the_middle_of_a_pass_costs_nothing_of_it(store, monkeypatch):
+    keys = [f"{i:032x}" for i in range(600)]
+    rows = {key: (-1.0, i) for i, key in enumerate(keys)}
+    write, written = ReferenceStore._write, []
+
+    def damaged_once(self, connection, batch):
+        written.append(len(batch))
+        if len(written) == 2:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        write(self, connection, batch)
+
+    monkeypatch.setattr(ReferenceStore, "_write", damaged_once)
+    assert fill(store, lambda missing: [(key, *rows[key]) for key in missing], keys) == rows
+    assert len(written) == 4 and len(store.get(keys)) < len(keys), "what came before is in the file set aside"
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 4095, 4096, 5000])

@@ -49,7 +49,7 @@ def test_policy_equal_to_reference_gives_ln_2(given, tmp_path, budget):
     objective(given, tmp_path, "dpo")  # fills the store, 2,048 tokens at once
     job, ours = objective(given, tmp_path, "dpo", tokens_per_microbatch=budget)
     groups = plan.microbatches(job.data.train, budget)
-    outputs = [ours(group) for group in groups]
+    outputs = [ours(ours.ready(group)) for group in groups]
     assert sum(len(out.loss) for out in outputs) == 24
     for out in outputs:
         torch.testing.assert_close(out.loss, torch.full_like(out.loss, math.log(2)), atol=1e-5, rtol=0)
@@ -143,7 +143,7 @@ def test_and_averages_of_micro_batches_would_be_seen(given, tmp_path, monkeypatc
 
     def averaged(self, batch, baseline=None):
         out = call(self, batch, baseline)
-        return LossOutput(out.loss * (4 / len(batch)), out.metrics)
+        return LossOutput(out.loss * (4 / len(out.loss)), out.metrics)
 
     monkeypatch.setattr(Objective, "__call__", averaged)
     monkeypatch.setattr(run, "verify_step_zero", lambda *_: None)

@@ -108,7 +108,7 @@ def steps_of(monkeypatch) -> list[list[Encoded]]:
     take = loop.train_step
 
     def noting(state, batch, schedule):
-        taken.append(list(batch))
+        taken.append(list(batch.examples))
         return take(state, batch, schedule)
 
     monkeypatch.setattr(loop, "train_step", noting)
