@@ -221,4 +221,5 @@ def regression(exact: Frontier, learned: np.ndarray) -> tuple[float, float]:
 def _covariances(reference: np.ndarray, *values: np.ndarray) -> tuple[float, float, float]:
     """Covariance of two values [X, Y] under π_ref within prompts, and each one's variance; averages over prompts."""
     a, b = (v - expectation(reference, v)[:, None] for v in values)
-    return tuple(float(expectation(reference, product).mean()) for product in (a * b, a * a, b * b))  # type: ignore[return-value]
+    ab, aa, bb = (float(expectation(reference, product).mean()) for product in (a * b, a * a, b * b))
+    return ab, aa, bb
