@@ -38,16 +38,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of growth.json and growth.svg")
+    parser.add_argument("--add", action="store_true", help="keep what --out has of other axes")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    points: dict[str, list[dict[str, Any]]] = {}
+    points: dict[str, list[dict[str, Any]]] = json.loads((args.out / "growth.json").read_text()) if args.add else {}
     with tempfile.TemporaryDirectory() as scratch:
         for axis in args.axes:
+            points[axis] = []
             for value in (LARGE if args.large else SMALL)[axis]:
                 work = "read" if axis == "pairs" else "grow"
                 asked = {"axis": axis, "value": value} if work == "grow" else {"pairs": value}
                 point = measured(args.threads, work=work, folder=scratch, toy=args.toy, **asked) | {"value": value}
-                points.setdefault(axis, []).append(point)
+                points[axis].append(point)
                 shown = point.get("failed") or f"{point['seconds']:9.2f} s {point['memory'] / 1e9:6.2f} GB"
                 print(f"{axis:<11}{value:>8,} {shown}", flush=True)
                 (args.out / "growth.json").write_text(json.dumps(points, indent=1) + "\n")

@@ -66,13 +66,14 @@ def make(folder: str, name: str, data: str | None, pairs: int, size: str, device
 
 
 def grow(folder: str, toy: bool, axis: str, value: int) -> dict[str, Any]:
-    """Median seconds and peak memory of a prefopt step of 4 prompts, where ``axis`` is ``value``."""
+    """Median seconds and peak memory of a prefopt step where ``axis`` is ``value``: of 4 prompts, or of a long one."""
     from statistics import median
 
     from benchmarks import machine, workloads
     from benchmarks.schemes import Task, prefopt
 
-    at = {"prompt": 256, "responses": 2, "vocabulary": 8192} | {axis: value}
+    prompts = 1 if axis == "prompt" else 4
+    at = {"prompts": prompts, "prompt": 256, "responses": 2, "vocabulary": 8192} | {axis: value}
     model, examples = workloads.grown(Path(folder), toy=toy, **at)
     run = prefopt(Task(model, examples, len(examples) // 3, 3))
     return {"seconds": median(run.seconds[1:]), "memory": machine.peak_memory()}

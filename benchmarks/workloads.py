@@ -88,12 +88,14 @@ def small_tokenizer(folder: Path, vocabulary: int = 8192) -> Any:
     return train_tokenizer(texts(str(folder / "small.jsonl")), vocabulary)
 
 
-def grown(folder: Path, toy: bool, prompt: int, responses: int, vocabulary: int) -> tuple[Path, list[Encoded]]:
-    """A model, and three batches of 4 prompts each with pairs of the first with each other of its responses of 64."""
+def grown(
+    folder: Path, toy: bool, prompts: int, prompt: int, responses: int, vocabulary: int
+) -> tuple[Path, list[Encoded]]:
+    """A model, and three batches of so many prompts, with pairs of the first with each other of its responses of 64."""
     shape = replace(SIZES["toy" if toy else "30M"], vocabulary=vocabulary, max_length=prompt + 64)
     save_model(shape, small_tokenizer(folder, 512), folder / "model")
     rng, made = np.random.default_rng(0), []
-    for _ in range(3 * 4):
+    for _ in range(3 * prompts):
         start, best, *others = (_ids(rng, n, vocabulary) for n in [prompt, *[64] * responses])
         made += [example(start, best, other) for other in others]
     return folder / "model", made

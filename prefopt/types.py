@@ -144,7 +144,7 @@ class PackedBatch:
     owner: Tensor
     responses: int
     tree: Any = None
-    """what attention planned for it, where that was done ahead"""
+    """attention's plan of it, a `prefopt.model.attention.Tree`, where it was packed for a model"""
 
 
 @dataclass(frozen=True, slots=True)

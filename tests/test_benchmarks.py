@@ -54,7 +54,8 @@ def test_a_turn_that_fails_is_named_and_not_counted():
 
 def test_growth(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "SMALL", {"pairs": [20], "responses": [3]})
-    growth.main(["--toy", "--axes", "pairs", "responses", "--threads", "1", "--out", str(tmp_path)])
+    growth.main(["--toy", "--axes", "pairs", "--threads", "1", "--out", str(tmp_path)])
+    growth.main(["--toy", "--axes", "responses", "--add", "--threads", "1", "--out", str(tmp_path)])
     points = json.loads((tmp_path / "growth.json").read_text())
     assert [point["kept"] for point in points["pairs"]] == [20]
     assert all(point["seconds"] > 0 for point in points["responses"])

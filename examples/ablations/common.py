@@ -1,4 +1,4 @@
-"""What the ablations share: the demo's model after SFT, a table, and a picture of lines."""
+"""What the ablations share: the model after SFT, a table, and a picture of lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Setting:
     seeds: int = 3
 
     def start(self, share: float = 1.0) -> Start:
-        """The model after this share of the demo's SFT: made once, and found by the next ablation."""
+        """The model after this share of the full demo's SFT: made once, and found by the next ablation."""
         folder, world = self.out / f"sft-{share:g}", the_world()
         model = folder / "sft" / "model"
         if not model.exists():
@@ -45,12 +45,13 @@ class Setting:
 
     def outcomes(self, methods: Iterable[Method], start: Start, folder: str) -> list[Outcome]:
         """Each method once for each seed, which decides its pairs and their order; what is there is read."""
-        with workers() as run:
-            return list(run(perform, jobs(methods, start, self.out / folder, self.seeds)))
+        asked = jobs(methods, start, self.out / folder, self.seeds)
+        with workers(len(asked)) as run:
+            return list(run(perform, asked))
 
     def reward_models(self, start: Start) -> None:
         """One for the pairs of each seed."""
-        with workers() as run:
+        with workers(self.seeds) as run:
             list(run(learn, [replace(start, seed=seed) for seed in range(self.seeds)]))
 
 

@@ -1,8 +1,9 @@
 """Compute: FLOPs and seconds until DPO and PPO have a given reward, and how much seeds differ.
 
 DPO learns from the demo's pairs for so many passes. PPO has a reward model, trained on the same pairs, and takes so
-many steps; PPO-GT is given the true reward for nothing. Each row is runs of that length, with the schedule for it. What
-a step costs is measured on short runs: processor seconds of one core, and the matrix products that torch counts.
+many steps, with two passes over each one's responses up to ten steps and four beyond, as in the demo; PPO-GT is given
+the true reward for nothing. Each row is runs of that length, with the schedule for it. What a step costs is measured on
+short runs: processor seconds of one core, and the matrix products that torch counts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prefopt.data import plan
 from prefopt.demo.methods import Method, dpo
 from prefopt.demo.processes import one_thread
 from prefopt.demo.rewards import learn
-from prefopt.demo.rl import ppo_to
+from prefopt.demo.rl import passes_in, ppo_to
 from prefopt.demo.tune import BATCH, TOKENS, Start, compared
 from prefopt.model.load import load_model
 
@@ -72,10 +73,14 @@ def _dpo(setting: Setting, start: Start, passes: Sequence[float]) -> Iterator[Le
 def _ppo(setting: Setting, start: Start, steps: Sequence[int], learned: bool) -> Iterator[Length]:
     name = "PPO" if learned else "PPO-GT"
     before = start.pairs / BATCH * per_step(lambda n: _reward_model(start, n), 10, 40) if learned else np.zeros(2)
-    step = per_step(lambda n: ppo_to(KL, n, learned, passes=2).policies(start), 1, 4)
+    step = {passes: _ppo_step(start, learned, passes) for passes in {passes_in(n) for n in steps}}
     for n in steps:
-        method = ppo_to(KL, n, learned, passes=2)
-        yield _length(setting, name, f"{n} steps", method, start, f"steps-{n}", before + n * step)
+        whole = before + n * step[passes_in(n)]
+        yield _length(setting, name, f"{n} steps", ppo_to(KL, n, learned), start, f"steps-{n}", whole)
+
+
+def _ppo_step(start: Start, learned: bool, passes: int) -> Cost:
+    return per_step(lambda n: ppo_to(KL, n, learned, passes).policies(start), 1, 4)
 
 
 def _reward_model(start: Start, steps: int) -> None:

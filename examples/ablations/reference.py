@@ -1,4 +1,4 @@
-"""Quality of the reference: DPO from models that had only a share of the demo's SFT.
+"""Quality of the reference: DPO from models that had only a share of the full demo's SFT.
 
 Once on pairs that each model wrote itself, and once on those of the model with all of its SFT, as with a data set that
 somebody else collected: there the pairs are equally good for all, and only the reference differs. "KL to the corpus" is
@@ -40,7 +40,7 @@ def ablation(setting: Setting, shares: Sequence[float] = SHARES) -> Finding:
             drawn[f"pairs of {pairs}"].append((share, after))
             cells = [spread(_ends(outcomes, figure)) for figure in ("kl", "reward", "efficiency", "missing")]
             rows.append([f"{share:g}", f"{away:.3f}", f"{before:.3f}", pairs, *cells[:2], spread(after), *cells[2:]])
-    return Finding(table(HEADER, rows), lines(drawn, "share of the demo's SFT", "E[r] of all", log=True))
+    return Finding(table(HEADER, rows), lines(drawn, "share of the SFT", "E[r] of all", log=True))
 
 
 def _ends(outcomes: Sequence[Outcome], figure: str) -> list[float]:

@@ -470,7 +470,7 @@ class Demo:
     seed: int = 0
     """decides all that is random"""
     full: bool = False
-    """ten times the pairs, PPO at length and to several KLs, three seeds: an hour and more on two cores"""
+    """ten times the pairs, longer SFT and PPO, several KLs, three seeds: an hour and more on two cores"""
     pairs: int | None = None
     """how many each method gets; by default 10,000, with --full 100,000"""
     seeds: int | None = None

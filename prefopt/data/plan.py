@@ -108,8 +108,8 @@ def preferences(batch: Sequence[Encoded], unit: Unit, device: torch.device | str
         first += size
     desirable = None
     if unit == "response":
-        desirable = torch.tensor([bool(example.scores[0]) for example in batch], device=device)
-    return Preferences(ranking.to(device), desirable)
+        desirable = torch.tensor([bool(example.scores[0]) for example in batch]).to(device, non_blocking=True)
+    return Preferences(ranking.to(device, non_blocking=True), desirable)
 
 
 def mismatched(batch: Sequence[Encoded], longest: int | None = None) -> list[Encoded]:

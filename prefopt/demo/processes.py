@@ -16,20 +16,21 @@ from prefopt.signals import end_with_parent
 
 
 @contextmanager
-def workers() -> Iterator[Callable[..., Iterator[Any]]]:
+def workers(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """A ``map`` over processes, whose results come in the order of what they were made of.
 
-    A model as small as this gains nothing from a second core, so each core gets a process: twice as fast on two,
-    and the figures do not depend on how many there are. With one it is the ordinary ``map``. They start at once, for
-    whoever has something else to do first.
+    A model as small as this gains nothing from a second core, so each core gets a process, but no more than there are
+    ``jobs``: twice as fast on two, and the figures do not depend on how many there are. With one it is the ordinary
+    ``map``. They start at once, for whoever has something else to do first.
     """
-    processes = _cores()
-    if processes == 1:
+    processes = min(_cores(), jobs)
+    if processes <= 1:
         yield map
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), _alone) as pool:
-        for _ in range(processes):
-            pool.submit(os.getpid)  # a process starts when there is more to do than there are processes
+        with _no_ctrl_c():
+            for _ in range(processes):
+                pool.submit(os.getpid)  # a process starts when there is more to do than there are processes
         try:
             yield pool.map
         finally:
@@ -55,4 +56,19 @@ def _alone() -> None:
     """A worker has one thread, and Ctrl-C ends it without a traceback, and so does the end of who started it."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """A process that starts here hears of Ctrl-C once it unblocks it: one that is still importing would print where."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -78,18 +78,22 @@ RATE, VALUE_RATE, HORIZON = 1e-3, 4.0, 500
 """the policy's learning rate, the value model's as a multiple of it, and how slowly the penalty adapts"""
 
 
-def ppo_to(kl: float, steps: int, learned: bool, passes: int = 4) -> Method:
-    """With a penalty that adapts until the KL is so many nats, as the paper's runs have it.
+def passes_in(steps: int) -> int:
+    """Over each step's responses: with few steps four make a policy leave the grammar, with many two are too few."""
+    return 2 if steps <= 10 else 4
 
-    Few steps want fewer ``passes`` over each one's responses (docs/ppo.md).
+
+def ppo_to(kl: float, steps: int, learned: bool, passes: int | None = None) -> Method:
+    """With a penalty that adapts until the KL is so many nats, as the paper's runs have it.
 
     It aims at no β, so it has none: neither a run to realign nor one whose implicit reward is asked for.
     """
     near = 0.8 / kl  # to where the penalty comes
+    passes = passes or passes_in(steps)
     method = PPO(kl_coef=near, target_kl=kl, horizon=HORIZON, value_rate=VALUE_RATE, passes=passes)
     name = "PPO" if learned else "PPO-GT"
     return Method(f"{name}, KL {kl:g}", partial(ppo, method=method, rate=RATE, steps=steps, learned=learned))
 
 
-REDUCED = tuple(ppo_to(3, 10, learned, passes=2) for learned in (True, False))
+REDUCED = tuple(ppo_to(3, 10, learned) for learned in (True, False))
 FULL = tuple(ppo_to(kl, 25, learned) for kl in (1.5, 4) for learned in (True, False))

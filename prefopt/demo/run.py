@@ -74,9 +74,10 @@ def run(config: Demo) -> int:
     size = size._replace(seeds=config.seeds or size.seeds, pairs=config.pairs or size.pairs)
     settings = {"seed": config.seed, "full": config.full, **size._asdict()}
     begin(out, settings, config.resume)
+    methods = [*rl.FULL, *WITH_FULL, *BESIDE] if config.full else [*rl.REDUCED, *BESIDE]  # the longest first
     console = Console(highlight=False)
     try:
-        with workers() as every:
+        with workers(jobs=size.seeds * (len(methods) + len(UNDER_NOISE))) as every:
             console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
             start = imitate(world, out, size, config.seed)
             console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
@@ -86,7 +87,6 @@ def run(config: Demo) -> int:
             show.line(console, flagship)
             rewards = list(learning)
             console.rule("3. Other methods, on the same pairs")
-            methods = [*rl.FULL, *WITH_FULL, *BESIDE] if config.full else [*rl.REDUCED, *BESIDE]  # the longest first
             others = jobs([FLAGSHIP], replace(start, looks=LOOKS), out / "methods", size.seeds)[1:]
             others += jobs(methods, start, out / "methods", size.seeds)
             noisy = jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)

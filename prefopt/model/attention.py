@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from functools import cached_property
 
 import numpy as np
@@ -54,13 +55,19 @@ class Tree:
         self._block_masks: dict[int | None, BlockMask] = {}
 
     def planned(self, windows: Iterable[int | None], device: torch.device) -> Tree:
-        """The same, with what the layers will ask for worked out already."""
+        """The same, with its blocks worked out already, and on CUDA the block masks of these windows."""
         if device.type == "cuda":
             for window in windows:
                 self.block_mask(window, device)
         elif self.stretches is None:
             _ = self.blocks
         return self
+
+    def read_once(self) -> Tree:
+        """The same plan for one forward and its backward, with which the masks that it makes are gone."""
+        twin = copy(self)
+        twin._masks = {}
+        return twin
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -89,14 +89,20 @@ class LanguageModel:
         """Whether the model is told positions; others count for themselves."""
         return "position_ids" in inspect.signature(self.bare.forward).parameters
 
+    @cached_property
+    def _windows(self) -> set[int | None]:
+        """How far the layers look back; None: to the beginning."""
+        config = self.bare.config.get_text_config()
+        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        return {window if kind == "sliding_attention" else None for kind in kinds} if kinds else {window}
+
     def pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         """The responses of ``examples``, in their order, as this model reads them."""
         if self.way != "tree":
             return pack_rows(examples, self.device)
         batch = pack(examples, self.device)
         assert batch.subtree_end is not None
-        window = getattr(self.bare.config.get_text_config(), "sliding_window", None)
-        return replace(batch, tree=attention.Tree(batch.subtree_end).planned({None, window}, self.device))
+        return replace(batch, tree=attention.Tree(batch.subtree_end).planned(self._windows, self.device))
 
     def logprobs(self, batch: PackedBatch) -> LogProbs:
         """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
@@ -121,7 +127,7 @@ class LanguageModel:
         body = self.bare.base_model
         if batch.subtree_end is None:
             return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
-        with attention.reading(batch.tree or attention.Tree(batch.subtree_end)):
+        with attention.reading(batch.tree.read_once()):
             return body(**self._inputs(batch)).last_hidden_state[0]
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:

@@ -261,6 +261,8 @@ def fill(
             store.put(pending)
         progress(done + len(pending), len(missing))
         known |= scored | store.get(missing)
+        held = store.get(wanted)
+        store.put([(key, *known[key]) for key in wanted if key in known and key not in held])
     assert len(known) == len(wanted), f"the scorer left out {len(wanted) - len(known)} responses"
     return known
 

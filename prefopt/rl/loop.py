@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -90,7 +89,6 @@ def lessons(rollouts: Rollouts, method: PPO, kl_coef: float) -> Lessons:
 @flushed_to_zero()
 def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, method: PPO) -> dict[str, float]:
     """Answer the prompts, learn from it, and say how it went. ``state.step`` steps are done before."""
-    began = time.perf_counter()
     generator = method.generator(state.cast, state.encoder, schedule.seed, 1, state.step)
     rollouts = state.cast.roll_out(asked, method.samples, generator)
     learned = lessons(rollouts, method, state.kl_coef)
@@ -107,7 +105,7 @@ def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, meth
         "explained_variance": float(ppo.explained_variance(rollouts.values, learned.returns)),
         "kl_coef": state.kl_coef,
         "learning_rate": rate,
-        "tokens_per_second": sum(example.tokens for example in rollouts.examples) / (time.perf_counter() - began),
+        "tokens": sum(example.tokens for example in rollouts.examples),
     }
     state.kl_coef = method.controller(state.kl_coef, described["kl"], len(rollouts.length))
     return values

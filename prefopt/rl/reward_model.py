@@ -104,7 +104,7 @@ class RewardObjective:
 
     def ready(self, batch: Sequence[Encoded]) -> Compared:
         """A micro-batch in the form in which the model and the loss read it."""
-        given = torch.tensor([s or 0.0 for e in batch for s in e.scores], device=self.lm.device)
+        given = torch.tensor([s or 0.0 for e in batch for s in e.scores]).to(self.lm.device, non_blocking=True)
         ranking = plan.preferences(batch, self.loss.unit, self.lm.device).ranking
         return Compared(self.lm.pack(ended(batch)), given, ranking)
 

@@ -72,6 +72,8 @@ class Stepping(Protocol):
     step: int
 
 
+COUNTS = {"pairs": "pairs_per_second", "tokens": "tokens_per_second"}
+"""what a step counts, and the name of its rate: the wait for a batch is part of the time"""
 S = TypeVar("S", bound=Stepping)
 B = TypeVar("B")
 
@@ -104,9 +106,11 @@ def repeat(
             hooks.evaluate(state.step)
         if last:
             return
+        began = time.perf_counter()
         values = take(state, next(batches), schedule)
+        seconds = time.perf_counter() - began
         state.step += 1
-        hooks.log(state.step, values)
+        hooks.log(state.step, {COUNTS.get(k, k): v / seconds if k in COUNTS else v for k, v in values.items()})
         if state.step == schedule.steps or state.step % schedule.save_every == 0:
             hooks.save(state.step)
         hooks.pause(state.step)
@@ -127,7 +131,6 @@ def cut(objective: Objective, examples: Sequence[Encoded]) -> Batch:
 @flushed_to_zero()
 def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> dict[str, float]:
     """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing."""
-    began = time.perf_counter()
     objective, optimizer, examples = state.objective, state.optimizer, batch.examples
     metrics = Metrics()
     optimizer.zero_grad(set_to_none=True)
@@ -143,12 +146,11 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> dict[s
     if state.guard.admits(state.step + 1, values["loss"], float(norm)):
         set_learning_rate(optimizer, rate)
         optimizer.step()
-    seconds = time.perf_counter() - began
     return values | {
         "grad_norm": float(norm),
         "learning_rate": rate,
-        "pairs_per_second": len(examples) / seconds,
-        "tokens_per_second": sum(example.tokens for example in examples) / seconds,
+        "pairs": len(examples),
+        "tokens": sum(example.tokens for example in examples),
     }
 
 

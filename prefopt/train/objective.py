@@ -78,10 +78,8 @@ class Objective:
             return None
         known = [self.reference[key] for example in batch for key in response_keys(example)]
         sums, lengths = zip(*known, strict=True)
-        return LogProbs(
-            torch.tensor(sums, dtype=torch.float32, device=self.lm.device),
-            torch.tensor(lengths, dtype=torch.float32, device=self.lm.device),
-        )
+        there = (torch.tensor(x, dtype=torch.float32).to(self.lm.device, non_blocking=True) for x in (sums, lengths))
+        return LogProbs(*there)
 
     def baseline(self, batch: Sequence[Encoded]) -> torch.Tensor | None:
         """KTO's z0 over one whole optimizer step, without a gradient; None for every other loss."""

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     start = imitate(the_world(), out, Size(pairs=100_000, epochs=2), seed=0)
     farthest, *others = methods.jobs([methods.dpo(beta) for beta in BETAS], start, out / "methods")
     farthest = farthest._replace(start=replace(start, epochs=3))  # the optimum at β = 0.1 is 6 nats away
-    with workers() as every:
+    with workers(len(BETAS)) as every:
         outcomes = {o.method.beta: o for o in every(methods.perform, [farthest, *others])}
     exact = Frontier(start.reference, the_world().reward)
     for beta, outcome in outcomes.items():

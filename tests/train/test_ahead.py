@@ -18,10 +18,11 @@ def test_the_next_is_built_while_one_is_in_use():
         begun[i].set()
         return i, threading.current_thread().name
 
-    for n, (i, thread) in enumerate(ahead(build, range(3))):
+    for n, (i, thread) in enumerate(ahead(build, range(4))):
         assert n == i and thread.startswith("ahead")
-        assert i == 2 or begun[i + 1].wait(10)  # nobody has asked for it yet
-    assert n == 2 and not begun[3].is_set()
+        assert i == 3 or begun[i + 1].wait(10)  # nobody has asked for it yet
+        assert not any(later.is_set() for later in begun[i + 2 :]), "one ahead, and no more"
+    assert n == 3
 
 
 def test_an_error_comes_where_its_batch_would_have():
