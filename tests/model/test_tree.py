@@ -151,3 +151,11 @@ def test_a_gradient_is_the_same_to_the_bit_whatever_the_threads_do():
     finally:
         torch.set_num_threads(threads)
     assert len(found) == 1
+
+
+def test_a_batch_that_waits_keeps_its_plan_and_no_masks():
+    lm = LanguageModel(make_model("llama"), "tree")
+    batch = lm.pack([encoded([1, 2], [3, 1, 2], [3, 2]), encoded([1, 3], [2], [1, 1, 1])])
+    first, again = lm.score(batch).sum, lm.score(batch).sum
+    assert torch.equal(first, again)
+    assert not batch.tree._masks and "blocks" in batch.tree.__dict__
