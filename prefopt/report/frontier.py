@@ -126,12 +126,12 @@ def _rows(named: dict[str, list[dict[str, Any]]], enumerated: bool) -> list[list
 
 
 def _percent(point: Mapping[str, Any], share: str) -> str:
-    """
+    r"""
     >>> _percent({"efficiency": 0.975, "efficiency_sd": 0.01}, "efficiency")
-    '97.5 ± 1.0 %'
+    '97.5 ± 1.0\xa0%'
     """
     found = [f"{100 * float(point[key]):.1f}" for key in (share, f"{share}_sd") if point.get(key) is not None]
-    return f"{' ± '.join(found)} %" if found else "–"
+    return f"{' ± '.join(found)}\N{NO-BREAK SPACE}%" if found else "–"
 
 
 def _figure(point: Mapping[str, Any], axis: str) -> str:

@@ -98,7 +98,7 @@ def test_the_same_figures_everywhere(shortened):
         assert re.search(" +".join(map(re.escape, shown)), printed), name
         row = re.search(rf">{re.escape(name)}</th>(.*?)</tr>", page, re.DOTALL)
         cells = re.findall(r"<td>(.*?)</td>", row[1].replace("−", "-"))
-        shares = [f"{spread(share, 1, 100)} %" for share in ("missing", "efficiency")]
+        shares = [f"{spread(share, 1, 100)}\N{NO-BREAK SPACE}%" for share in ("missing", "efficiency")]
         assert cells == [spread("kl", 3), spread("reward", 3), *shares], name
     assert all(f">{family}</text>" in (out / "frontier.svg").read_text() for family in ("DPO", "KTO", "PPO", "PPO-GT"))
     kl, low, high = found["best_of_n"]["learned"][0]["drawn"]["kl"]
