@@ -46,7 +46,7 @@ class Setting:
     def outcomes(self, methods: Iterable[Method], start: Start, folder: str) -> list[Outcome]:
         """Each method once for each seed, which decides its pairs and their order; what is there is read."""
         asked = jobs(methods, start, self.out / folder, self.seeds)
-        with workers(len(asked)) as run:
+        with workers(sum(not job.kept.exists() for job in asked)) as run:
             return list(run(perform, asked))
 
     def reward_models(self, start: Start) -> None:

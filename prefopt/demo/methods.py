@@ -105,6 +105,11 @@ class Job(NamedTuple):
     start: Start
     out: Path
 
+    @property
+    def kept(self) -> Path:
+        """The policies that it came by."""
+        return self.out / "policies.npz"
+
 
 def jobs(methods: Iterable[Method], start: Start, out: Path, seeds: int = 1) -> list[Job]:
     """Each method once for each of so many seeds."""
@@ -118,13 +123,12 @@ def jobs(methods: Iterable[Method], start: Start, out: Path, seeds: int = 1) -> 
 def perform(job: Job) -> Outcome:
     """The policies that the method comes by are kept in its folder, and read if they are there."""
     method, start, out = job
-    kept = out / "policies.npz"
-    if kept.exists():
-        read = np.load(kept)
+    if job.kept.exists():
+        read = np.load(job.kept)
         snapshots = [Snapshot(int(step), logps) for step, logps in zip(read["steps"], read["logps"], strict=True)]
     else:
         snapshots = method.policies(start, out=out)
-        _keep(kept, snapshots)
+        _keep(job.kept, snapshots)
     frontier = Frontier(start.reference, the_world().reward)
     way = [(step, frontier.place(logps)) for step, logps in snapshots]
     return Outcome(method, start.seed, way, snapshots[-1].logps, out)
