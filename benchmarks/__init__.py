@@ -8,3 +8,6 @@ Every measurement is a process of its own, so that its peak memory is its own; s
 that a machine that slows down slows all of them. ``results.json`` holds what was measured, and
 ``RESULTS.md`` is written from it: no figure is typed by hand.
 """
+
+TRL_AT_ONCE = 8
+"""pairs; its per_device_train_batch_size, left alone"""

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import TRL_AT_ONCE, report
 from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
@@ -109,7 +109,7 @@ def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[st
 
 def _schemes(args: argparse.Namespace, batch: int) -> list[str]:
     """What is asked for and installed; where a step is no more than TRL takes at once, one row of it is enough."""
-    same = {"trl-whole"} if batch <= 8 and "trl" in args.schemes else set()
+    same = {"trl-whole"} if batch <= TRL_AT_ONCE and "trl" in args.schemes else set()
     return [s for s in args.schemes if s not in same and (not s.startswith("trl") or find_spec("trl"))]
 
 

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from benchmarks import TRL_AT_ONCE
 from benchmarks.machine import now
 from prefopt.types import Encoded
 
-TRL_AT_ONCE = 8  # pairs; per_device_train_batch_size, left alone
 PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
 
 

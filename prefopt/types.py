@@ -144,7 +144,7 @@ class PackedBatch:
     owner: Tensor
     responses: int
     tree: Any = None
-    """attention's plan of it, a `prefopt.model.attention.Tree`, where it was packed for a model"""
+    """attention's plan of it, a `prefopt.model.attention.Tree`; None where ``subtree_end`` is"""
 
 
 @dataclass(frozen=True, slots=True)

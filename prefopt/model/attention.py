@@ -54,14 +54,13 @@ class Tree:
         self._masks: dict[tuple, Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
-    def planned(self, windows: Iterable[int | None], device: torch.device) -> Tree:
-        """The same, with its blocks worked out already, and on CUDA the block masks of these windows."""
+    def plan(self, windows: Iterable[int | None], device: torch.device) -> None:
+        """Work out the blocks ahead of the forward, and on CUDA the block masks of these windows."""
         if device.type == "cuda":
             for window in windows:
                 self.block_mask(window, device)
         elif self.stretches is None:
             _ = self.blocks
-        return self
 
     def read_once(self) -> Tree:
         """The same plan for one forward and its backward, with which the masks that it makes are gone."""

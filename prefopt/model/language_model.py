@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +100,8 @@ class LanguageModel:
         if self.way != "tree":
             return pack_rows(examples, self.device)
         batch = pack(examples, self.device)
-        assert batch.subtree_end is not None
-        return replace(batch, tree=attention.Tree(batch.subtree_end).planned(self._windows, self.device))
+        batch.tree.plan(self._windows, self.device)
+        return batch
 
     def logprobs(self, batch: PackedBatch) -> LogProbs:
         """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
@@ -125,7 +124,7 @@ class LanguageModel:
     def hidden(self, batch: PackedBatch) -> Tensor:
         """[T, H] (or [R·L, H]): what the head reads."""
         body = self.bare.base_model
-        if batch.subtree_end is None:
+        if batch.tree is None:
             return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
         with attention.reading(batch.tree.read_once()):
             return body(**self._inputs(batch)).last_hidden_state[0]

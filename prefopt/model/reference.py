@@ -260,8 +260,8 @@ def fill(
         finally:
             store.put(pending)
         progress(done + len(pending), len(missing))
-        known |= scored | store.get(missing)
         held = store.get(wanted)
+        known = {**known, **scored, **held}
         store.put([(key, *known[key]) for key in wanted if key in known and key not in held])
     assert len(known) == len(wanted), f"the scorer left out {len(wanted) - len(known)} responses"
     return known

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from prefopt.model.attention import Tree
 from prefopt.types import Encoded, PackedBatch
 
 
@@ -145,6 +146,7 @@ def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:
         ids=to(ids),
         positions=to(positions),
         subtree_end=None if subtree_end is None else torch.from_numpy(subtree_end),
+        tree=None if subtree_end is None else Tree(torch.from_numpy(subtree_end)),
         source=to(source),
         target=to(scored.target),
         owner=to(scored.owner),
