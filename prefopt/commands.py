@@ -92,5 +92,5 @@ COMMANDS = {
 
 # Settings of training that --help leaves to --help-all.
 RARE = {"format", "tokens_per_microbatch", "optimizer", "weight_decay", "clip", "schedule", "overlong", "train_on"} | {
-    "group_by_prompt", "save_every", "keep", "dtype", "device", "activation_checkpointing", "strict", "track"
+    "group_by_prompt", "save_every", "keep", "dtype", "device", "strict", "track"
 }  # fmt: skip

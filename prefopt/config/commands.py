@@ -123,7 +123,7 @@ class Training:
     batch_size: int = 32
     """examples per optimizer step, however they are packed"""
     tokens_per_microbatch: int | None = None
-    """tokens computed at once: less memory when smaller"""
+    """tokens computed at once, and kept of a longer example: less memory when smaller"""
     learning_rate: float | None = None
     """peak; by default from the model's size"""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
@@ -160,8 +160,6 @@ class Training:
     """auto: bfloat16 where the GPU has it, else float32"""
     device: Device = "auto"
     """where to compute"""
-    activation_checkpointing: bool = False
-    """recompute activations: less memory, a third more time"""
     resume: bool = False
     """continue the run in --out from its newest good checkpoint"""
     strict: bool = False

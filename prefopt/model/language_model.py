@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefopt.model import attention
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.quiet import quiet
+from prefopt.model.recompute import how_many, layers_of, recomputing
 from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
 
@@ -31,7 +32,7 @@ def bare_model(module: Any) -> Any:
 
 
 class LanguageModel:
-    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
+    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and how it is read."""
 
     def __init__(self, module: nn.Module, way: Way = "rows", dtype: torch.dtype | None = None):
         self.module: Any = module
@@ -42,6 +43,8 @@ class LanguageModel:
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
+        self.room: int | None = None
+        """tokens of a batch whose activations may be kept; of a longer one some layers are recomputed"""
         self.read_as(way)
 
     def read_as(self, way: Way, why: str = "") -> None:
@@ -76,12 +79,10 @@ class LanguageModel:
         with quiet():
             self.bare.save_pretrained(folder)
 
-    def checkpoint_activations(self) -> None:
-        """Keep each layer's input only and recompute the rest in the backward pass."""
-        newer = getattr(self.bare, "activation_checkpointing_enable", None)  # its name since transformers 5.23
-        (newer or self.bare.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.bare.enable_input_require_grads()
-        self.module.train()  # transformers recomputes in training mode only; there is no dropout left to differ
+    @cached_property
+    def layers(self) -> list[Any]:
+        """Those that can be recomputed."""
+        return layers_of(self.bare.base_model)
 
     @cached_property
     def takes_positions(self) -> bool:
@@ -109,7 +110,8 @@ class LanguageModel:
         with self.computing():
             # index_select and not [...], whose gradient is added up in whatever order the threads come to it
             if self.way == "logits":
-                logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
+                with recomputing(self.layers[: self._recomputed(batch)]):
+                    logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
                 token = token_logps(logits.index_select(0, batch.source), lambda h: h, batch.target, vocabulary)
             else:
                 hidden = self.hidden(batch).index_select(0, batch.source)
@@ -124,10 +126,17 @@ class LanguageModel:
     def hidden(self, batch: PackedBatch) -> Tensor:
         """[T, H] (or [R·L, H]): what the head reads."""
         body = self.bare.base_model
-        if batch.tree is None:
-            return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
-        with attention.reading(batch.tree.read_once()):
-            return body(**self._inputs(batch)).last_hidden_state[0]
+        with recomputing(self.layers[: self._recomputed(batch)]):
+            if batch.tree is None:
+                return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+            with attention.reading(batch.tree.read_once()):
+                return body(**self._inputs(batch)).last_hidden_state[0]
+
+    def _recomputed(self, batch: PackedBatch) -> int:
+        """How many of the first layers keep only what goes into them."""
+        if self.room is None or not torch.is_grad_enabled():
+            return 0
+        return how_many(batch.ids.numel(), self.room, len(self.layers))
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:
         inputs: dict[str, Tensor | bool] = {"input_ids": batch.ids, "use_cache": False}

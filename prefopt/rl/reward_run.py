@@ -47,8 +47,6 @@ def _objective(job: Job, display: Display) -> Any:
     lm = load_reward_model(config.model, job.tokenizer, config.dtype, config.device, job.data.longest)
     if lm.why:
         display.note(lm.why)
-    if config.activation_checkpointing:
-        lm.checkpoint_activations()
     assert config.tokens_per_microbatch is not None
     return RewardObjective(cast(RewardLoss, job.loss), lm, config.tokens_per_microbatch)
 

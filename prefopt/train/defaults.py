@@ -76,11 +76,11 @@ def held(parameters: int, optimizer: str = "adamw") -> int:
     return 4 * parameters * (2 + (2 if optimizer == "adamw" else 1))
 
 
-def bytes_a_token(model: Any, dtype: torch.dtype, checkpointing: bool = False) -> int:
-    """Of activations, by a model's configuration: about 34 widths a layer, or 2 where the rest is computed again."""
+def bytes_a_token(model: Any, dtype: torch.dtype) -> int:
+    """Of activations, by a model's configuration: about 34 widths a layer."""
     model = model.get_text_config()
     width, layers = getattr(model, "hidden_size", 0), getattr(model, "num_hidden_layers", 0)
-    return dtype.itemsize * width * layers * (2 if checkpointing else 34)
+    return dtype.itemsize * width * layers * 34
 
 
 def fitting(room: int, each: int, most: int) -> int:

@@ -159,7 +159,7 @@ class Job:
 
     def bytes_a_token(self) -> int:
         dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
-        return defaults.bytes_a_token(load_config(self.config.model), dtype, self.config.activation_checkpointing)
+        return defaults.bytes_a_token(load_config(self.config.model), dtype)
 
 
 def count_parameters(model: Any) -> int:

@@ -114,21 +114,6 @@ def test_the_plain_heads_own_gradient_is_autograds(weight_is_trained):
     assert torch.autograd.gradcheck(lambda h, w: logprobs._LinearLogps.apply(h, w, target, 3), (hidden, head.weight))
 
 
-def test_activation_checkpointing_keeps_the_tree(llama):
-    lm = LanguageModel(llama, "tree")
-    batch = lm.pack(random_examples(lm, LONG))
-
-    def gradient() -> torch.Tensor:
-        llama.zero_grad()
-        lm.logprobs(batch).sum.sum().backward()
-        return llama.model.embed_tokens.weight.grad.clone()
-
-    plain = gradient()
-    llama.train()
-    llama.gradient_checkpointing_enable({"use_reentrant": False})
-    assert torch.allclose(gradient(), plain, atol=1e-6)
-
-
 def test_generation_still_works_with_our_attention(llama):
     prompt = torch.tensor([[5, 6, 7]])
     lm = LanguageModel(llama, "rows")
