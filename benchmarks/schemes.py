@@ -85,8 +85,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
     lm = load_model(str(task.model), task.dtype, task.device, longest)
     assert lm.way == "tree", lm.why
-    lm.room = task.tokens_at_once or _budget(lm.module, lm.dtype)
-    objective = Objective(DPO(beta), lm, sums, lm.room)
+    objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
         began = now()
         sums |= _reference(objective, [e for batch in task.batches for e in batch])

@@ -32,7 +32,7 @@ def bare_model(module: Any) -> Any:
 
 
 class LanguageModel:
-    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and how it is read."""
+    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
 
     def __init__(self, module: nn.Module, way: Way = "rows", dtype: torch.dtype | None = None):
         self.module: Any = module
@@ -43,8 +43,6 @@ class LanguageModel:
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
-        self.room: int | None = None
-        """tokens of a batch whose activations may be kept; of a longer one some layers are recomputed"""
         self.read_as(way)
 
     def read_as(self, way: Way, why: str = "") -> None:
@@ -104,17 +102,20 @@ class LanguageModel:
         batch.tree.plan(self._windows, self.device)
         return batch
 
-    def logprobs(self, batch: PackedBatch) -> LogProbs:
-        """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient."""
+    def logprobs(self, batch: PackedBatch, room: int | None = None) -> LogProbs:
+        """log π(y|x) of the R responses of a batch, token by token and summed, with their gradient.
+
+        ``room``: tokens whose activations may be kept; of a longer batch some layers are recomputed.
+        """
         vocabulary = self.bare.config.get_text_config().vocab_size
         with self.computing():
             # index_select and not [...], whose gradient is added up in whatever order the threads come to it
             if self.way == "logits":
-                with recomputing(self.layers[: self._recomputed(batch)]):
+                with recomputing(self.layers[: self._recomputed(batch, room)]):
                     logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
                 token = token_logps(logits.index_select(0, batch.source), lambda h: h, batch.target, vocabulary)
             else:
-                hidden = self.hidden(batch).index_select(0, batch.source)
+                hidden = self.hidden(batch, room).index_select(0, batch.source)
                 token = token_logps(hidden, self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
@@ -123,20 +124,20 @@ class LanguageModel:
         """``logprobs`` without a gradient."""
         return self.logprobs(batch)
 
-    def hidden(self, batch: PackedBatch) -> Tensor:
-        """[T, H] (or [R·L, H]): what the head reads."""
+    def hidden(self, batch: PackedBatch, room: int | None = None) -> Tensor:
+        """[T, H] (or [R·L, H]): what the head reads; ``room`` as for ``logprobs``."""
         body = self.bare.base_model
-        with recomputing(self.layers[: self._recomputed(batch)]):
+        with recomputing(self.layers[: self._recomputed(batch, room)]):
             if batch.tree is None:
                 return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
             with attention.reading(batch.tree.read_once()):
                 return body(**self._inputs(batch)).last_hidden_state[0]
 
-    def _recomputed(self, batch: PackedBatch) -> int:
+    def _recomputed(self, batch: PackedBatch, room: int | None) -> int:
         """How many of the first layers keep only what goes into them."""
-        if self.room is None or not torch.is_grad_enabled():
+        if room is None or not torch.is_grad_enabled():
             return 0
-        return how_many(batch.ids.numel(), self.room, len(self.layers))
+        return how_many(batch.ids.numel(), room, len(self.layers))
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:
         inputs: dict[str, Tensor | bool] = {"input_ids": batch.ids, "use_cache": False}

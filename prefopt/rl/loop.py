@@ -128,14 +128,15 @@ def _update(
     among = torch.from_numpy(np.concatenate([of_all[id(example)] for example in minibatch]))
     for optimizer in (state.optimizer, state.value_optimizer):
         optimizer.zero_grad(set_to_none=True)
-    for group, places in groups(minibatch, cast.tokens_per_microbatch):
+    room = cast.tokens_per_microbatch
+    for group, places in groups(minibatch, room):
         at = among[places]
         batches = packed(group, cast.policy, cast.value.lm)
-        logps, old = cast.policy.logprobs(batches[cast.policy.way]).token, rollouts.logps[at]
+        logps, old = cast.policy.logprobs(batches[cast.policy.way], room).token, rollouts.logps[at]
         assert logps is not None
         loss = ppo.policy_loss(logps, old, learned.advantages[at], method.clip_ratio)
         (loss.sum() / len(among)).backward()
-        values = cast.value(batches[cast.value.lm.way])
+        values = cast.value(batches[cast.value.lm.way], room)
         value_loss = ppo.value_loss(values, rollouts.values[at], learned.returns[at], method.clip_value)
         (value_loss.sum() / len(among)).backward()
         approx_kl, clipped = ppo.approx_kl(logps, old), ppo.clipped(logps, old, method.clip_ratio)

@@ -110,7 +110,7 @@ class RewardObjective:
 
     def __call__(self, batch: Compared, baseline: None = None) -> LossOutput:
         """The loss [P] of the P examples of a micro-batch, with its gradient."""
-        return self.loss(scores(self.lm, batch.packed), batch.given, batch.ranking)
+        return self.loss(scores(self.lm, batch.packed, self.tokens_per_microbatch), batch.given, batch.ranking)
 
     def baseline(self, batch: Sequence[Encoded]) -> None:
         """No loss here needs one."""
@@ -131,10 +131,13 @@ def ended(examples: Sequence[Encoded]) -> list[Encoded]:
     ]
 
 
-def scores(lm: LanguageModel, batch: PackedBatch) -> Tensor:
-    """[R] the reward of each response of a batch that was made of `ended` examples, with its gradient."""
+def scores(lm: LanguageModel, batch: PackedBatch, room: int | None = None) -> Tensor:
+    """[R] the reward of each response of a batch that was made of `ended` examples, with its gradient.
+
+    ``room``: tokens whose activations may be kept, as for `LanguageModel.logprobs`.
+    """
     with lm.computing():
-        return lm.bare.score(lm.hidden(batch).index_select(0, batch.source))[:, 0].float()
+        return lm.bare.score(lm.hidden(batch, room).index_select(0, batch.source))[:, 0].float()
 
 
 @torch.no_grad()

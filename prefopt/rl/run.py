@@ -101,7 +101,6 @@ def _start(job: Job, method: PPO, reward: Reward, display: Display) -> PPOState:
     for why in dict.fromkeys(lm.why for lm in (policy, reference) if lm.why):
         display.note(why)
     value = _value_model(reward, policy, display)
-    policy.room = value.lm.room = config.tokens_per_microbatch
     assert config.tokens_per_microbatch is not None
     return PPOState(
         Cast(policy, reference, value, reward, asked.texts, config.tokens_per_microbatch),

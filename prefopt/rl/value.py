@@ -51,9 +51,9 @@ class ValueModel:
         without_dropout(body)
         return cls(body, copy.deepcopy(head).float(), policy)
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
+    def __call__(self, batch: PackedBatch, room: int | None = None) -> Tensor:
         """[N] V(s_t) for every token of a batch, where s_t ends with the token before it; with its gradient."""
-        return scores(self.lm, batch)
+        return scores(self.lm, batch, room)
 
     @torch.no_grad()
     def score(self, batch: PackedBatch) -> Tensor:

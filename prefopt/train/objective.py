@@ -56,7 +56,7 @@ class Objective:
 
     def __call__(self, batch: Ready, baseline: torch.Tensor | None = None) -> LossOutput:
         """The loss [P] of the P examples of a micro-batch, with the policy's gradient."""
-        policy = self.lm.logprobs(batch.packed)
+        policy = self.lm.logprobs(batch.packed, self.tokens_per_microbatch)
         return self.loss(policy, batch.reference, replace(batch.preferences, baseline=baseline))
 
     def at_reference(self, batch: Sequence[Encoded]) -> LossOutput:

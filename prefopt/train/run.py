@@ -108,7 +108,6 @@ def _objective(job: Job, display: Display) -> Objective:
     objective = Objective(job.loss, lm, None, config.tokens_per_microbatch, longest=job.data.longest)
     if job.loss.needs_reference:
         objective = reference_sums(job, objective, display)
-    lm.room = config.tokens_per_microbatch
     return objective
 
 

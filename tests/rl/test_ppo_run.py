@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefopt import config, report
 from prefopt.data.encode import Encoder
+from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.rl import loop, run
 from prefopt.rl.loop import PPO, PPOState
@@ -124,6 +125,21 @@ def test_prompts_alone_are_data_too(given, tmp_path):
     few = dict(max_steps=2, eval_fraction=None, eval_every=None)
     assert cli((given[0], data, given[2]), tmp_path / "run", **few) == 0
     assert tiny.results(tmp_path / "run")["data"]["prompts"] == 5
+
+
+def test_what_is_recomputed_changes_memory_only(given, tmp_path, monkeypatch):
+    short = dict(max_steps=1, eval_fraction=None, eval_every=None)
+    assert cli(given, tmp_path / "a", **short) == 0
+    lms = []
+
+    def all_of_them(self, batch, room):
+        lms.extend([id(self)] if room and torch.is_grad_enabled() else [])
+        return len(self.layers) if torch.is_grad_enabled() else 0
+
+    monkeypatch.setattr(LanguageModel, "_recomputed", all_of_them)
+    assert cli(given, tmp_path / "b", **short) == 0
+    assert len(set(lms)) == 2  # policy and value model
+    assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
 
 
 # --- killed, stopped, resumed --------------------------------------------------------------------

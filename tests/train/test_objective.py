@@ -12,7 +12,6 @@ import torch
 from prefopt import config
 from prefopt.data import plan
 from prefopt.losses import LOSSES, make_loss
-from prefopt.model.language_model import LanguageModel
 from prefopt.train import loop, reference, run
 from prefopt.train.display import Display
 from prefopt.train.job import Job

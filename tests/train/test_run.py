@@ -361,11 +361,19 @@ def test_sft_from_python_is_the_command(given, tmp_path):
 # --- settings and architectures ------------------------------------------------------------------
 
 
-def test_what_is_recomputed_changes_memory_only(given, tmp_path, monkeypatch):
-    """The same micro-batches, all of them longer than there is room for, or none: the same bits."""
-    for name, layers in (("a", 0), ("b", 2)):
-        monkeypatch.setattr(language_model, "how_many", lambda *_, layers=layers: layers)
-        assert tiny.cli("train", given.model, given.pairs, tmp_path / name) == 0
+@pytest.mark.parametrize("command", ["sft", "train", "reward"])
+def test_what_is_recomputed_changes_memory_only(given, tmp_path, monkeypatch, command):
+    """The same micro-batches, with all layers recomputed, or none: the same bits."""
+    asked = []
+    for name, chosen in (("a", 0), ("b", None)):
+
+        def how_many(tokens, room, layers, chosen=chosen):
+            asked.append(room)
+            return layers if chosen is None else chosen
+
+        monkeypatch.setattr(language_model, "how_many", how_many)
+        assert tiny.cli(command, given.model, given.pairs, tmp_path / name, tokens_per_microbatch=64) == 0
+    assert asked and set(asked) == {64}
     assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
 
 
