@@ -128,7 +128,7 @@ def test_prompts_alone_are_data_too(given, tmp_path):
 
 
 def test_what_is_recomputed_changes_memory_only(given, tmp_path, monkeypatch):
-    short = dict(max_steps=1, eval_fraction=None, eval_every=None)
+    short = dict(max_steps=2, eval_fraction=None, eval_every=None)
     assert cli(given, tmp_path / "a", **short) == 0
     lms = []
 
