@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:  # of one workload at a time: models can be large
             results["machine"] = _made(args, name, folder)
             for record in _turns(args, name, folder):
-                results["records"].append(record)
+                results["records"].append(record | {"date": results["date"]})
                 print(report.line(record), flush=True)
                 (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(args.out)
@@ -79,7 +79,8 @@ def _kept(args: argparse.Namespace, now: dict[str, Any]) -> list[dict[str, Any]]
         if before[key] != now[key]:
             raise SystemExit(f"--add: {args.out} has the figures of {key} {before[key]}, not {now[key]}")
     again = {(name, batch) for name in _workloads(args) for batch in _batches(args, name)}
-    return [r for r in before["records"] if (r["workload"], r["batch_size"]) not in again]
+    kept = (r for r in before["records"] if (r["workload"], r["batch_size"]) not in again)
+    return [{"date": before["date"], **r} for r in kept]
 
 
 def _made(args: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def written(results: dict[str, Any]) -> str:
     found = rows(results["records"])
     parts = [
         "# What was measured",
-        f"{results['date']}, a model of {results['size']} parameters on {_device(results)}; the first step of a turn "
+        f"A model of {results['size']} parameters on {_device(results)}; the first step of a turn "
         "is not timed, and a rate is the median of the turns', with the slowest and the fastest. "
         f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
         "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times faster "
@@ -143,7 +143,7 @@ def _table(found: Rows, name: str, batch: int) -> str:
     lines = [
         f"## {name}, {batch} pairs a step",
         f"Turns of each: {', '.join(f'{scheme} {len(row.records)}' for scheme, row in these.items())}; "
-        f"{len(next(iter(these.values())).losses)} steps a turn.",
+        f"{len(next(iter(these.values())).losses)} steps a turn; {_dates(these.values())}.",
         "| | pairs/s | with the reference pass | useful tokens/s | of matrix-product peak | peak memory"
         " | loss by step | furthest from prefopt's |\n|---|---|---|---|---|---|---|---|",
     ]
@@ -156,6 +156,11 @@ def _table(found: Rows, name: str, batch: int) -> str:
             f" | {_listed(row.losses)} | {off} |"
         )
     return "\n\n".join(lines)
+
+
+def _dates(these: Iterable[Row]) -> str:
+    """When they were measured: a workload is measured anew as a whole, the others stay."""
+    return ", ".join(dict.fromkeys(record["date"] for row in these for record in row.records))
 
 
 def _listed(losses: list[float]) -> str:

@@ -190,7 +190,7 @@ def _undisturbed(lm: LanguageModel) -> Iterator[Any]:
     """The model without what would change its responses or its speed, put back afterwards.
 
     transformers fills what a request leaves open (a repetition penalty, say) from the model's own
-    generation_config.json; and recomputing activations, which is for training, forbids the cache.
+    generation_config.json.
     """
     training, own = lm.module.training, lm.bare.generation_config
     lm.module.eval()

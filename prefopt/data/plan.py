@@ -232,6 +232,27 @@ def microbatches(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
     return [b for b in bins if b]
 
 
+def in_rows(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
+    """``batch`` in groups for a model that reads a row for each response, all padded to the longest of a group.
+
+    As many as have ``budget`` tokens with their padding; the longest first, so that like stands with like.
+    """
+    groups: list[list[Encoded]] = []
+    width = rows = 0
+    for example in sorted(batch, key=_longest, reverse=True):
+        if groups and (rows + len(example.responses)) * width <= budget:
+            groups[-1].append(example)
+            rows += len(example.responses)
+        else:
+            groups.append([example])
+            width, rows = _longest(example), len(example.responses)
+    return groups
+
+
+def _longest(example: Encoded) -> int:
+    return len(example.prompt) + max(map(len, example.responses))
+
+
 def _families(prompts: Sequence[tuple[bytes, Encoded]]) -> list[list[Encoded]]:
     """Examples, sorted by their prompts, whose prompts begin with the family's first one."""
     families: list[list[Encoded]] = []

@@ -79,8 +79,9 @@ class LanguageModel:
 
     @cached_property
     def layers(self) -> list[Any]:
-        """Those that can be recomputed."""
-        return layers_of(self.bare.base_model)
+        """Those that can be recomputed; not those that read pictures."""
+        decoder = getattr(self.bare, "get_decoder", lambda: None)()
+        return layers_of(decoder if isinstance(decoder, nn.Module) else self.bare.base_model)
 
     @cached_property
     def takes_positions(self) -> bool:

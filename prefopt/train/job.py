@@ -15,6 +15,7 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.data import plan
 from prefopt.errors import UserError
+from prefopt.model import recompute
 from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
@@ -152,7 +153,9 @@ class Job:
 
     def memory(self) -> int:
         """Bytes, roughly, at the peak of a step."""
-        return self.held() + (self.config.tokens_per_microbatch or 0) * self.bytes_a_token()
+        layers = getattr(load_config(self.config.model).get_text_config(), "num_hidden_layers", 1)
+        kept = max(self.config.tokens_per_microbatch or 0, recompute.at_least(self.data.longest, layers))
+        return self.held() + kept * self.bytes_a_token()
 
     def held(self) -> int:
         return defaults.held(self.parameters, self.config.optimizer)

@@ -124,7 +124,8 @@ class Batch(NamedTuple):
 
 
 def cut(objective: Objective, examples: Sequence[Encoded]) -> Batch:
-    groups = plan.microbatches(examples, objective.tokens_per_microbatch)
+    split = plan.microbatches if objective.lm.way == "tree" else plan.in_rows
+    groups = split(examples, objective.tokens_per_microbatch)
     return Batch(examples, [objective.ready(group) for group in groups])
 
 

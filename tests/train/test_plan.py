@@ -231,6 +231,15 @@ def test_micro_batches_are_a_partition_near_the_budget(batch, budget):
     assert all(tokens(group) <= budget + max(longest, budget) for group in groups)
 
 
+@given(batches(), st.integers(1, 200))
+def test_rows_are_a_partition_within_the_budget(batch, budget):
+    groups = plan.in_rows(batch, budget)
+    assert sorted(id(e) for group in groups for e in group) == sorted(map(id, batch))
+    for group in groups:
+        width = max(len(e.prompt) + len(r) for e in group for r in e.responses)
+        assert len(group) == 1 or width * sum(len(e.responses) for e in group) <= budget
+
+
 @given(batches())
 def test_a_huge_budget_is_one_micro_batch_and_a_tiny_one_is_one_each(batch):
     assert len(plan.microbatches(batch, 10**9)) == 1
