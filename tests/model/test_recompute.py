@@ -74,7 +74,8 @@ def test_of_layers_within_layers_the_outer_ones_are_taken():
     """Were the inner ones taken too, what they save would be given back in another order: wrong, and in silence."""
     config = ZambaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, layers_block_type=["mamba", "hybrid"] * 2, mamba_d_state=8, n_mamba_heads=2, pad_token_id=0,
+        num_key_value_heads=4, layers_block_type=["mamba", "hybrid"] * 2, mamba_d_state=8, n_mamba_heads=2,
+        pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     lm = LanguageModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), "rows")
