@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             results["machine"] = _made(args, name, folder)
             for record in _turns(args, name, folder):
                 results["records"].append(record | {"date": results["date"]})
+                results["records"].sort(key=lambda r: (list(BATCHES).index(r["workload"]), r["batch_size"]))
                 print(report.line(record), flush=True)
                 (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write(args.out)

@@ -101,7 +101,9 @@ def written(results: dict[str, Any]) -> str:
         "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times faster "
         "prefopt is than the row, and how many times its memory the row takes. Useful tokens are the different "
         "prefixes of a step's sequences, the same for every row; the share of the peak counts their products alone.",
-        "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items()) + ".",
+        "The newest were measured on: "
+        + "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())
+        + ".",
         _load(results["records"]),
         "![Pairs a second and peak memory of each](results.svg)",
         *(_table(found, name, batch) for name, batch in dict.fromkeys((n, b) for n, b, _ in found)),
