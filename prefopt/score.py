@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from prefopt.config import Score
-from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed, UserError
@@ -76,7 +75,7 @@ def scored(
     found: list[Any] = [None] * len(examples)
     # A few thousand at a time, so that packing has something to choose from and progress is seen.
     for start in range(0, len(examples), 1024):
-        for group in plan.microbatches(examples[start : start + 1024], budget):
+        for group in lm.microbatches(examples[start : start + 1024], budget):
             logps = lm.score(lm.pack(group))
             ends = np.cumsum([len(example.responses) for example in group])[:-1]
             sums = np.split(logps.sum.double().cpu().numpy(), ends)

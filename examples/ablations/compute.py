@@ -80,7 +80,7 @@ def _ppo(setting: Setting, start: Start, steps: Sequence[int], learned: bool) ->
 
 
 def _ppo_step(start: Start, learned: bool, passes: int) -> Cost:
-    return per_step(lambda n: ppo_to(KL, n, learned, passes).policies(start), 1, 10)
+    return per_step(lambda n: ppo_to(KL, n, learned, passes).policies(start), 1, 4)
 
 
 def _reward_model(start: Start, steps: int) -> None:

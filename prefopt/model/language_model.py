@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prefopt.data import plan
 from prefopt.model import attention
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.quiet import quiet
@@ -94,6 +95,10 @@ class LanguageModel:
         config = self.bare.config.get_text_config()
         window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
         return {window if kind == "sliding_attention" else None for kind in kinds} if kinds else {window}
+
+    def microbatches(self, examples: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
+        """``examples`` in groups of about ``budget`` tokens, counted as this model reads them."""
+        return (plan.microbatches if self.way == "tree" else plan.in_rows)(examples, budget)
 
     def pack(self, examples: Sequence[Encoded]) -> PackedBatch:
         """The responses of ``examples``, in their order, as this model reads them."""

@@ -129,7 +129,7 @@ def _update(
     for optimizer in (state.optimizer, state.value_optimizer):
         optimizer.zero_grad(set_to_none=True)
     room = cast.tokens_per_microbatch
-    for group, places in groups(minibatch, room):
+    for group, places in groups(cast.policy, minibatch, room):
         at = among[places]
         batches = packed(group, cast.policy, cast.value.lm)
         logps, old = cast.policy.logprobs(batches[cast.policy.way], room).token, rollouts.logps[at]

@@ -147,7 +147,7 @@ def scored(
     """Per example the rewards of its responses; ``budget`` tokens are computed at once."""
     found: dict[int, list[float]] = {}
     for start in range(0, len(examples), 256):
-        for group in plan.microbatches(examples[start : start + 256], budget):
+        for group in lm.microbatches(examples[start : start + 256], budget):
             values = scores(lm, lm.pack(ended(group))).split([len(example.responses) for example in group])
             found |= {id(example): v.tolist() for example, v in zip(group, values, strict=True)}
             advance(len(group))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data import plan
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.rl.rewards import Reward
@@ -55,10 +54,10 @@ def token_indices(examples: Sequence[Encoded]) -> dict[int, np.ndarray]:
     return {id(e): np.arange(end - sum(map(len, e.responses)), end) for e, end in zip(examples, ends, strict=True)}
 
 
-def groups(examples: Sequence[Encoded], budget: int) -> Iterable[tuple[list[Encoded], Tensor]]:
-    """Micro-batches of about ``budget`` tokens, each with the places of its tokens among those of ``examples``."""
+def groups(lm: LanguageModel, examples: Sequence[Encoded], budget: int) -> Iterable[tuple[list[Encoded], Tensor]]:
+    """Micro-batches of about ``budget`` of ``lm``'s tokens, each with the places of its tokens among all."""
     places = token_indices(examples)
-    for group in plan.microbatches(examples, budget):
+    for group in lm.microbatches(examples, budget):
         yield group, torch.from_numpy(np.concatenate([places[id(example)] for example in group]))
 
 
@@ -82,7 +81,7 @@ class Cast:
         ids = [ids for example in examples for ids in example.responses]
         length = torch.tensor([len(r) for r in ids], device=device)
         logps, reference, values = (torch.empty(int(length.sum()), device=device) for _ in range(3))
-        for group, at in groups(examples, self.tokens_per_microbatch):
+        for group, at in groups(self.policy, examples, self.tokens_per_microbatch):
             batches = packed(group, self.policy, self.reference, self.value.lm)
             logps[at] = _tokens(self.policy, batches)
             reference[at] = _tokens(self.reference, batches)

@@ -124,8 +124,7 @@ class Batch(NamedTuple):
 
 
 def cut(objective: Objective, examples: Sequence[Encoded]) -> Batch:
-    split = plan.microbatches if objective.lm.way == "tree" else plan.in_rows
-    groups = split(examples, objective.tokens_per_microbatch)
+    groups = objective.lm.microbatches(examples, objective.tokens_per_microbatch)
     return Batch(examples, [objective.ready(group) for group in groups])
 
 
@@ -186,7 +185,7 @@ def evaluate(
     singly: dict[int, dict[str, float]] = {}
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
-        for group in plan.microbatches(batch, objective.tokens_without_gradient):
+        for group in objective.lm.microbatches(batch, objective.tokens_without_gradient):
             output = objective(objective.ready(group), baseline)
             named = {"loss": output.loss, **output.metrics}
             metrics.add(named)

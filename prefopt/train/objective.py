@@ -86,7 +86,7 @@ class Objective:
         if not self.loss.needs_baseline:
             return None
         policy, reference = [], []
-        for group in plan.microbatches(plan.mismatched(batch, self.longest), self.tokens_without_gradient):
+        for group in self.lm.microbatches(plan.mismatched(batch, self.longest), self.tokens_without_gradient):
             policy.append(self.lm.score(self.lm.pack(group)))
             reference.append(self.reference_logprobs(group))
         return kto_baseline(_joined(policy), _joined(reference))

@@ -40,7 +40,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     def scorer(missing: list[str]) -> Iterator[Row]:
         with display.pass_("reference log-probs", len(missing)) as advance:
             examples = _together([wanted[key] for key in missing])
-            for group in plan.microbatches(examples, objective.tokens_without_gradient):
+            for group in reference.microbatches(examples, objective.tokens_without_gradient):
                 rows = _rows(reference, group)
                 yield from rows
                 advance(len(rows))
@@ -101,7 +101,7 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
     batch = [units[i] for i in order.batch(0, job.schedule.batch_size)]
     # A baseline from wrong figures would shift with them and hide what is wrong, and it is 0 where they are right.
     zero = torch.zeros((), device=objective.lm.device)
-    for group in plan.microbatches(batch, objective.tokens_per_microbatch):
+    for group in objective.lm.microbatches(batch, objective.tokens_per_microbatch):
         with torch.no_grad():
             found, expected = objective(objective.ready(group), zero), objective.at_reference(group)
         # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
