@@ -145,8 +145,8 @@ class TransformersGenerator:
         ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
         if tokenizer.chat_template is not None:
             turn = Example((Message("user", "a"),), (Response((Message("assistant", "b"),)),))
-            drafts, _ = self.encoder.drafts([turn])
-            last = {int(draft.responses[0][-1]) for draft in drafts}
+            parts = self.encoder.parts([turn], self.encoder.survey([turn]))  # none if the template refuses it
+            last = {int(draft.responses[0][-1]) for part in parts for draft in part.drafts}
             ends |= last & set(tokenizer.all_special_ids)
         return sorted(ends - {None})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
 from prefopt.types import Encoded
+
+Logps = tuple[list[float], list[int]]
+"""of one example's responses: log π(y|x) in nats, and tokens"""
 
 
 def run(config: Score) -> int:
@@ -53,7 +56,7 @@ def run(config: Score) -> int:
     return 0
 
 
-def _logps(config: Score, name: str, examples: list[Encoded], display: Display) -> list[tuple[list[float], list[int]]]:
+def _logps(config: Score, name: str, examples: Sequence[Encoded], display: Display) -> list[Logps]:
     """Per example: the sums and lengths of its responses under one model, which is let go again."""
     longest = max(len(e.prompt) + len(r) for e in examples for r in e.responses)
     lm: LanguageModel = load_model(name, config.dtype, config.device, longest)
@@ -65,28 +68,29 @@ def _logps(config: Score, name: str, examples: list[Encoded], display: Display) 
 
 def scored(
     lm: LanguageModel,
-    examples: list[Encoded],
+    examples: Sequence[Encoded],
     budget: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-) -> list[tuple[list[float], list[int]]]:
+) -> list[Logps]:
     """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
     budget = budget or defaults.tokens_per_microbatch(lm.device)
-    place = {id(example): i for i, example in enumerate(examples)}
-    found: list[Any] = [None] * len(examples)
+    found: list[Logps] = []
     # A few thousand at a time, so that packing has something to choose from and progress is seen.
     for start in range(0, len(examples), 1024):
-        for group in lm.microbatches(examples[start : start + 1024], budget):
+        some, known = examples[start : start + 1024], dict[int, Logps]()
+        for group in lm.microbatches(some, budget):
             logps = lm.score(lm.pack(group))
             ends = np.cumsum([len(example.responses) for example in group])[:-1]
             sums = np.split(logps.sum.double().cpu().numpy(), ends)
             lengths = np.split(logps.length.long().cpu().numpy(), ends)
             for example, s, n in zip(group, sums, lengths, strict=True):
-                found[place[id(example)]] = (s.tolist(), n.tolist())
+                known[id(example)] = (s.tolist(), n.tolist())
             advance(len(group))
+        found += [known[id(example)] for example in some]
     return found
 
 
-def _rows(examples: list[Encoded], policy: list, reference: list | None, beta: float) -> Iterator[dict[str, Any]]:
+def _rows(examples: Sequence[Encoded], policy: list, reference: list | None, beta: float) -> Iterator[dict[str, Any]]:
     for i, example in enumerate(examples):
         for r, score in enumerate(example.scores):
             row: dict[str, Any] = {"source": example.source, "response": r, "score": score}
@@ -119,7 +123,7 @@ def _write(config: Score, rows: list[dict[str, Any]]) -> None:
         raise RunFailed(f"{config.out or 'stdout'}: cannot be written ({error.strerror})") from error
 
 
-def _words(examples: list[Encoded], rows: list[dict[str, Any]]) -> Iterator[str]:
+def _words(examples: Sequence[Encoded], rows: list[dict[str, Any]]) -> Iterator[str]:
     """What a person wants to know first: how often the better response has the higher reward."""
     key = "reward" if "reward" in rows[0] else "logp"
     values = iter(rows)

@@ -104,14 +104,17 @@ def _pairs(example: Example) -> int:
 
 def _tokens(report: Report, examples: list[Example], encoder: Encoder) -> None:
     """Adds what only a tokenizer can tell."""
-    report.notes += encoder.prepare(examples)
-    tokens, rendered, findings = encoder.rendered(examples)
-    drafts = encoder.assembled(tokens, rendered)
+    survey = encoder.survey(examples)
+    report.notes += encoder.prepare(survey)
+    drafts: list[Draft] = []
+    joints: list[Finding] = []
+    for part in encoder.parts(examples, survey):
+        drafts += part.drafts
+        report.findings += part.findings
+        joints += borders(part.tokens, part.rendered, part.drafts, examples)
     kept = EncodedData()
-    for draft in drafts:
-        encoder.keep(draft, examples[draft.index], kept)
-    report.findings += [*findings, *borders(tokens, rendered, drafts, examples), *kept.findings]
-    report.counts["usable"] = len(kept.examples)
+    report.counts["usable"] = sum(encoder.keep(d, examples[d.index], kept) is not None for d in drafts)
+    report.findings += [*joints, *kept.findings]
     report.max_length = encoder.max_length
     if drafts:
         report.sample = _sample(encoder.tokenizer, drafts[0], examples[drafts[0].index])

@@ -1,23 +1,28 @@
-"""From names of data to encoded examples: read, inspect, encode, with every finding on the way."""
+"""From names of data to encoded examples: read, inspect, encode, with every finding on the way.
+
+Data are read twice, so that they need not be held: to see what can be used, and to encode that.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from prefopt.data.encode import Encoder
-from prefopt.data.findings import inspect_examples
-from prefopt.data.mix import brief, load
-from prefopt.types import Encoded, Finding
+from prefopt.data.findings import inspected
+from prefopt.data.mix import Source, brief, open_sources, read_all
+from prefopt.types import Encoded, Example, Finding
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """``weights``: how often each of ``examples`` counts per epoch. The rest is the account of what was read."""
+    """``weights`` [n]: how often each of ``examples`` counts per epoch. The rest is the account of what was read."""
 
-    examples: list[Encoded]
-    weights: list[float]
+    examples: Sequence[Encoded]
+    weights: np.ndarray
     counts: Counter[str]
     findings: list[Finding]
     notes: list[str]
@@ -25,19 +30,48 @@ class Dataset:
 
 def encoded(specs: Sequence[str], format: str | None, encoder: Encoder) -> Dataset:
     """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``."""
-    loaded = load(specs, format)
+    sources = open_sources(specs, format)
     notes = []
-    for source in loaded.sources:
+    for source in sources:
         if source.guessed and source.sample is not None:
             notes += [f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)]
-    findings = [*loaded.findings, *inspect_examples(loaded.examples)]
-    bad = {finding.source for finding in findings if finding.drops}
-    data = encoder.encode([example for example in loaded.examples if example.source not in bad])
-    weight = {example.source: w for example, w in zip(loaded.examples, loaded.weights, strict=True)}
+    usable = Usable(sources)
+    survey = encoder.survey(usable.first())
+    data = encoder.encode(usable, survey)
+    given = getattr(data.examples, "given", np.empty(0, int))
     return Dataset(
         data.examples,
-        [weight[example.source] for example in data.examples],
-        data.counts + Counter(rows=loaded.rows),
-        [*findings, *data.findings],
+        np.repeat([source.weight for source in sources], usable.of_each)[given],
+        data.counts + Counter(rows=usable.rows),
+        [*usable.unread, *usable.odd, *data.findings],
         [*notes, *data.notes],
     )
+
+
+class Usable:
+    """The examples that can be used, read from their files every time; ``first`` finds out which they are."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = sources
+        self.unread: list[Finding] = []
+        self.odd: list[Finding] = []
+        self.of_each = [0] * len(sources)
+        """how many of each source"""
+        self.rows = 0
+        self._bad: set[str] = set()
+
+    def first(self) -> Iterator[Example]:
+        seen: dict[bytes, str] = {}
+        for number, source in enumerate(self.sources):
+            for example, findings in inspected(read_all([source], self.unread), seen):
+                self.rows += 1
+                self.odd += findings
+                if any(finding.drops for finding in findings):
+                    self._bad.add(example.source)
+                else:
+                    self.of_each[number] += 1
+                    yield example
+        self.rows += len(self.unread)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (example for example in read_all(self.sources, []) if example.source not in self._bad)

@@ -6,13 +6,14 @@ odd is counted and named by source before anything is trained on.
 
 from __future__ import annotations
 
+import json
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Literal
+from itertools import chain, islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -21,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 from prefopt.data import cache
 from prefopt.data.render import (
     PLAIN_TEMPLATE,
+    PRIVATE,
     Controls,
     Rendered,
     Renderer,
@@ -28,6 +30,7 @@ from prefopt.data.render import (
     Unusable,
     control_tokens,
 )
+from prefopt.data.shelf import Writer
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Example, Finding, Message
 
@@ -46,10 +49,25 @@ class EncodedData:
     source of each. ``notes`` hold for the whole data set.
     """
 
-    examples: list[Encoded] = field(default_factory=list)
+    examples: Sequence[Encoded] = ()
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What has to be known of all examples before the first one is rendered.
+
+    ``content``: a hash of all of them. ``private``: code points beyond Unicode's public planes that occur.
+    ``templated``: whether all texts were already rendered by a template, and so begin with a control token.
+    """
+
+    count: int
+    content: str
+    private: set[int]
+    chat: bool
+    templated: bool
 
 
 @dataclass(slots=True)
@@ -65,6 +83,17 @@ class Draft:
     def length(self) -> int:
         """Tokens of the prompt with its longest response."""
         return len(self.prompt) + max(len(r) for r in self.responses)
+
+
+class Part(NamedTuple):
+    """Some examples, of which the first one's number is ``start``, and what became of them on the way to drafts."""
+
+    start: int
+    examples: list[Example]
+    tokens: Tokens
+    rendered: list[Rendered]
+    findings: list[Finding]
+    drafts: list[Draft]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,77 +246,91 @@ class Encoder:
         self.controls = control_tokens(tokenizer)
         self.bos = _bos(tokenizer)
 
-    def encode(self, examples: Sequence[Example]) -> EncodedData:
-        """The examples that can be trained on, cut to fit, and an account of the rest. Cached by content."""
-        notes = self.prepare(examples)
-        key = cache.key(self.tokenizer, (self.max_length, self.overlong, self.train_on), examples)
-        if (stored := cache.load(key)) is not None:
-            stored.notes = notes
-            return stored
-        drafts, findings = self.drafts(examples)
-        data = EncodedData(findings=findings, notes=notes)
-        for draft in drafts:
-            self.keep(draft, examples[draft.index], data)
+    def survey(self, examples: Iterable[Example]) -> Survey:
+        """Goes through all of them, holding none."""
+        written = tuple(control.content for control in self.controls)
+        content, private, count, chats, begun = xxhash.xxh3_128(), set[int](), 0, 0, 0
+        for count, example in enumerate(examples, 1):  # noqa: B007
+            responses = [(response.content, response.score) for response in example.responses]
+            content.update(json.dumps((example.prompt, responses, example.source)).encode() + b"\n")
+            text = "".join(_texts(example))
+            private.update(map(ord, () if text.isascii() else PRIVATE.findall(text)))
+            chats += example.is_chat
+            begun += not example.is_chat and text.startswith(written)
+        templated = bool(written) and 0 < begun == count - chats
+        return Survey(count, content.hexdigest(), private, chats > 0, templated)
+
+    def encode(self, examples: Iterable[Example], survey: Survey | None = None) -> EncodedData:
+        """The examples that can be trained on, cut to fit, and an account of the rest. Cached by content.
+
+        ``survey`` is theirs, where it is known; without it they are gone through twice.
+        """
+        survey = survey or self.survey(examples)
+        notes = self.prepare(survey)
+        key = cache.key(self.tokenizer, (self.max_length, self.overlong, self.train_on), survey.content)
+        data = cache.load(key) or cache.keep(key, lambda writer: self._encode(examples, survey, writer))
+        data.notes = notes
+        return data
+
+    def _encode(self, examples: Iterable[Example], survey: Survey, writer: Writer) -> EncodedData:
+        """Writes what can be trained on, and tells of the rest."""
+        data, odd = EncodedData(), []
+        for part in self.parts(examples, survey):
+            odd += part.findings
+            for draft in part.drafts:
+                kept = self.keep(draft, part.examples[draft.index - part.start], data)
+                if kept is not None:
+                    writer.add(kept, draft.index)
+                    data.counts["kept"] += 1
+        data.findings = [*odd, *data.findings]
         data.counts.update(finding.kind for finding in data.findings)
-        data.counts.update(given=len(examples), kept=len(data.examples))
-        cache.save(key, data)
+        data.counts.update(given=survey.count, kept=0)
         return data
 
     def prompts(self, prompts: Sequence[str | tuple[Message, ...]]) -> list[np.ndarray]:
         """Ids of prompts alone, as in training: what a generator reads. UserError if a template refuses one."""
-        examples = [Example(prompt, (), f"prompt {i + 1}") for i, prompt in enumerate(prompts)]
-        self.prepare(examples)
-        drafts, findings = self.drafts(examples)
-        if len(drafts) < len(examples):
-            raise UserError("; ".join(f"{f.source}: {f.message}" for f in findings[:3]))
-        return [draft.prompt for draft in drafts]
+        return [d.prompt for d in self.drafts([Example(x, (), f"prompt {i + 1}") for i, x in enumerate(prompts)])]
 
-    def prepare(self, examples: Sequence[Example]) -> list[str]:
+    def drafts(self, examples: Sequence[Example]) -> list[Draft]:
+        """Ids of each example, nothing cut. UserError if a template refuses one."""
+        survey = self.survey(examples)
+        self.prepare(survey)
+        parts = list(self.parts(examples, survey))
+        if refused := [finding for part in parts for finding in part.findings if finding.drops]:
+            raise UserError("; ".join(f"{f.source}: {f.message}" for f in refused[:3]))
+        return [draft for part in parts for draft in part.drafts]
+
+    def prepare(self, survey: Survey) -> list[str]:
         """Gives a tokenizer that lacks a chat template a plain one if there are messages; says what holds for all."""
         notes = []
-        if self.tokenizer.chat_template is None and any(e.is_chat for e in examples):
+        if self.tokenizer.chat_template is None and survey.chat:
             bos = "{{ bos_token }}" if len(self.bos) else ""
             self.tokenizer.chat_template = bos + PLAIN_TEMPLATE
             notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
-        if self.templated(examples):
+        if survey.templated:
             notes.append("every prompt begins with a control token: the text is taken as already rendered")
         if self.tokenizer.eos_token is None:
             notes.append("the tokenizer has no end token: responses end only where the chat template ends them")
         return notes
 
-    def templated(self, examples: Sequence[Example]) -> bool:
-        """Whether text was already rendered by a template: every one begins with a control token."""
-        written = tuple(t.content for t in self.controls)
-        texts = ["".join(_texts([e])) for e in examples if not e.is_chat]
-        return bool(written and texts) and all(text.startswith(written) for text in texts)
-
-    def drafts(self, examples: Sequence[Example]) -> tuple[list[Draft], list[Finding]]:
-        """Ids of all examples that can be rendered, nothing cut; call ``prepare`` before.
+    def parts(self, examples: Iterable[Example], survey: Survey) -> Iterator[Part]:
+        """All examples, some hundreds at a time, as far as they can be rendered, nothing cut; ``prepare`` first.
 
         While some are tokenized, which takes other cores, the next ones are rendered.
         """
-        tokens, parts = self.texts(examples)
-        findings: list[Finding] = []
+        controls = Controls(self.controls, survey.private)
+        renderer = Renderer(self.tokenizer, controls, self.train_on, survey.templated)
+        tokens, rest, start = Tokens(self.tokenizer, controls), iter(examples), 0
         with ThreadPoolExecutor(1) as pool:
-            made = []
-            for rendered, found in parts:
-                made.append(pool.submit(self.assembled, tokens, rendered))
-                findings += found
-            return [draft for part in made for draft in part.result()], findings
-
-    def rendered(self, examples: Sequence[Example]) -> tuple[Tokens, list[Rendered], list[Finding]]:
-        """The text of every example that the template accepts, what reads it, and what was odd."""
-        tokens, parts = self.texts(examples)
-        rendered, findings = zip(*parts, strict=True)
-        return tokens, list(chain(*rendered)), list(chain(*findings))
-
-    def texts(self, examples: Sequence[Example]) -> tuple[Tokens, Iterator[tuple[list[Rendered], list[Finding]]]]:
-        """What reads the texts, and those, some hundreds of examples after another."""
-        controls = Controls(self.controls, _texts(examples))
-        renderer = Renderer(self.tokenizer, controls, self.train_on, self.templated(examples))
-        starts = range(0, max(1, len(examples)), AT_ONCE)
-        parts = (self._render(renderer, start, examples[start : start + AT_ONCE]) for start in starts)
-        return Tokens(self.tokenizer, controls), parts
+            before = None
+            while some := list(islice(rest, AT_ONCE)):
+                rendered, findings = self._render(renderer, start, some)
+                job = pool.submit(self.assembled, tokens, rendered)
+                if before:
+                    yield Part(*before[:-1], before[-1].result())
+                before, start = (start, some, tokens, rendered, findings, job), start + len(some)
+            if before:
+                yield Part(*before[:-1], before[-1].result())
 
     def assembled(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[Draft]:
         """Text to ids, all prompts in one batch and all responses in another."""
@@ -333,8 +376,8 @@ class Encoder:
             prompts.append(ids if len(ids) else start)
         return prompts
 
-    def keep(self, draft: Draft, example: Example, data: EncodedData) -> None:
-        """Adds the example to the data if something is left to learn from, else says why not."""
+    def keep(self, draft: Draft, example: Example, data: EncodedData) -> Encoded | None:
+        """The example, cut to fit, if something is left to learn from; tells ``data`` what is odd, or why not."""
 
         def report(kind: str, message: str, drops: bool = True) -> None:
             data.findings.append(Finding(example.source, kind, message, drops))
@@ -346,7 +389,7 @@ class Encoder:
             report("overlong", message, drops=fitted.draft is None)
             data.counts["end tokens lost"] += fitted.ends_lost
         if fitted.draft is None:
-            return
+            return None
         draft = fitted.draft
         kept: dict[bytes, int] = {}
         odd = []
@@ -363,8 +406,7 @@ class Encoder:
         usable = len(draft.prompt) > 0 and len(kept) >= min(2, len(draft.responses))
         for kind, message in odd:
             report(kind, message, drops=not usable)
-        if usable:
-            data.examples.append(_encoded(draft, list(kept.values()), example))
+        return _encoded(draft, list(kept.values()), example) if usable else None
 
     def head(self, draft: Draft) -> int:
         """How many tokens at the start of a prompt are BOS."""
@@ -389,13 +431,12 @@ def _bos(tokenizer: Any) -> np.ndarray:
     return np.array(full[:start], np.int32)
 
 
-def _texts(examples: Sequence[Example]) -> Iterator[str]:
-    for example in examples:
-        for part in (example.prompt, *(r.content for r in example.responses)):
-            if isinstance(part, str):
-                yield part
-            else:
-                yield from (message.content for message in part)
+def _texts(example: Example) -> Iterator[str]:
+    for part in (example.prompt, *(r.content for r in example.responses)):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from (message.content for message in part)
 
 
 def _said(content: str | tuple[Message, ...]) -> str:

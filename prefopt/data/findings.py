@@ -19,21 +19,24 @@ def inspect_examples(examples: Iterable[Example]) -> list[Finding]:
     return [finding for _, findings in inspected(examples) for finding in findings]
 
 
-def inspected(examples: Iterable[Example]) -> Iterator[tuple[Example, list[Finding]]]:
+def inspected(
+    examples: Iterable[Example], seen: dict[bytes, str] | None = None
+) -> Iterator[tuple[Example, list[Finding]]]:
     """Each example with its findings, as it streams by.
+
+    ``seen`` is what is remembered: which example first held, or said, what has a digest.
 
     >>> from prefopt.types import Response
     >>> one = Example("2+2=", (Response("4", 1.0), Response("4", 0.0)), "prefs.jsonl:7")
     >>> [str(finding) for _, findings in inspected([one]) for finding in findings]
     ['prefs.jsonl:7: the responses are equal']
     """
-    seen: dict[bytes, str] = {}  # digest of an example -> where it was first
-    above: dict[bytes, str] = {}  # digest of (prompt, better, worse) -> where it says so
+    seen = {} if seen is None else seen
     for number, example in enumerate(examples, 1):
         source = example.source or f"example {number}"
         findings = list(_alone(example, source))
         if not any(finding.drops for finding in findings):
-            findings += _among_others(example, source, seen, above)
+            findings += _among_others(example, source, seen)
         yield example, findings
 
 
@@ -63,7 +66,7 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
         yield found("repeats-prompt", "the responses repeat the prompt, which stands before them anyway", drops=False)
 
 
-def _among_others(example: Example, source: str, seen: dict[bytes, str], above: dict[bytes, str]) -> Iterator[Finding]:
+def _among_others(example: Example, source: str, seen: dict[bytes, str]) -> Iterator[Finding]:
     prompt = _digest(_bytes(example.prompt))
     responses = [_digest(_bytes(response.content)) for response in example.responses]
     scores = [response.score for response in example.responses]
@@ -72,8 +75,8 @@ def _among_others(example: Example, source: str, seen: dict[bytes, str], above: 
         yield Finding(source, "duplicate", f"the same as {earlier}", drops=False)
         return
     for better, worse in _comparisons(responses, scores):
-        above.setdefault(_digest(prompt, better, worse), source)
-        if contrary := above.get(_digest(prompt, worse, better)):
+        seen.setdefault(_digest(prompt, better, worse), source)
+        if contrary := seen.get(_digest(prompt, worse, better)):
             yield Finding(source, "contradiction", f"{contrary} prefers the other side", drops=False)
             return
 

@@ -1,6 +1,6 @@
-"""Several sources, each with its layout and its weight, as one list of examples.
+"""Several sources, each with its layout and its weight, as one list or stream of examples.
 
-    load(["prefs.jsonl", "more/*.parquet=2"]) -> Loaded(examples, weights, findings, rows, sources)
+    load(["prefs.jsonl", "more/*.parquet=2"]) -> Loaded(examples, findings, sources)
 
 ``open_source`` reads no more than the first rows; iterating over a Source streams the rest.
 """
@@ -43,36 +43,47 @@ class Source:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All sources, read. ``weights[i]`` says how often ``examples[i]`` counts per epoch, e.g. 2 or 0.5."""
+    """All sources, read."""
 
     examples: list[Example]
-    weights: list[float]
     findings: list[Finding]
-    rows: int
     sources: tuple[Source, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.examples) + len(self.findings)
 
 
 def load(specs: Sequence[str], format: str | None = None) -> Loaded:
     """Read every source whole. UserError when one of them yields no example at all."""
+    sources = open_sources(specs, format)
+    findings: list[Finding] = []
+    examples = list(read_all(sources, findings))
+    return Loaded(examples, findings, sources)
+
+
+def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Source, ...]:
+    """Each with its layout; UserError where one is named twice."""
     sources = tuple(open_source(spec, format) for spec in specs)
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:  # its rows could not be told apart
             raise UserError(f"--data {name} is given twice; write --data {name}=2 if it shall count twice")
-    loaded = Loaded([], [], [], 0, sources)
-    rows = 0
+    return sources
+
+
+def read_all(sources: Sequence[Source], findings: list[Finding]) -> Iterator[Example]:
+    """Every example as it streams by; to ``findings`` goes what is none. UserError where a source has no example."""
     for source in sources:
-        before = len(loaded.examples)
+        empty = True
         for item in source:
-            rows += 1
             if isinstance(item, Finding):
-                loaded.findings.append(item)
+                findings.append(item)
             else:
-                loaded.examples.append(item)
-                loaded.weights.append(source.weight)
-        if len(loaded.examples) == before:
-            raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {loaded.findings[-1]}")
-    return Loaded(loaded.examples, loaded.weights, loaded.findings, rows, sources)
+                empty = False
+                yield item
+        if empty:
+            raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {findings[-1]}")
 
 
 def open_source(spec: str, format: str | None = None) -> Source:

@@ -6,18 +6,20 @@ position, so a run resumes exactly and a batch is the same however it is cut up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import combinations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import xxhash
 
 from prefopt.data.prefixes import common, grown, ids_of, string
+from prefopt.data.shelf import Chosen
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Preferences
 
@@ -25,8 +27,8 @@ Unit = Literal["pair", "ranking", "response", "demonstration"]
 """What a loss compares, and so what one example of a batch is."""
 
 
-def units(examples: Sequence[Encoded], unit: Unit) -> list[Encoded]:
-    """The examples that a loss with this ``unit`` trains on; each one's responses stand best first.
+def units(examples: Sequence[Encoded], unit: Unit) -> Chosen:
+    """What a loss with this ``unit`` trains on, made of ``examples`` when asked for; responses stand best first.
 
     ``pair``           every two responses with different scores (a ranking of K without ties: K(K-1)/2)
     ``ranking``        all responses of a prompt as one; equal scores are no order, so only the first of them stays
@@ -35,8 +37,13 @@ def units(examples: Sequence[Encoded], unit: Unit) -> list[Encoded]:
 
     Raises UserError where the data hold nothing of that kind.
     """
-    made = [part for example in examples for part in _SPLIT[unit](example)]
-    if examples and not made:
+    split = _SPLIT[unit]
+    of, number = array("q"), array("q")  # of which example, and which of its parts
+    for i, example in enumerate(examples):
+        parts = range(len(split(example.scores)))
+        of.extend(i for _ in parts)
+        number.extend(parts)
+    if len(examples) and not of:
         have = "single responses" if all(len(e.responses) == 1 for e in examples) else "comparisons without an order"
         other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
         if unit == "demonstration":
@@ -44,46 +51,68 @@ def units(examples: Sequence[Encoded], unit: Unit) -> list[Encoded]:
         raise UserError(
             f"this loss needs {_NEEDS[unit]}, and the data hold {have} only, which are for prefopt train --loss {other}"
         )
-    return made
+    return Chosen(examples, np.array(of, int), lambda example, u: split(example.scores)[number[u]].of(example))
 
 
-def _pick(example: Encoded, chosen: Sequence[int], scores: Sequence[float | None] | None = None) -> Encoded:
-    """``example`` with some of its responses."""
-    return replace(
-        example,
-        responses=tuple(example.responses[i] for i in chosen),
-        scored=tuple(example.scored[i] for i in chosen),
-        scores=tuple(scores or (example.scores[i] for i in chosen)),
-        key=xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}".encode()),
-    )
+class Pick(NamedTuple):
+    """Some responses of an example, by their numbers; ``scores`` are new ones."""
+
+    chosen: Sequence[int]
+    scores: tuple[float, ...] | None = None
+
+    def of(self, example: Encoded) -> Encoded:
+        """``example`` with these responses."""
+        chosen = self.chosen
+        return Encoded(
+            example.prompt,
+            tuple([example.responses[i] for i in chosen]),
+            tuple([example.scored[i] for i in chosen]),
+            self.scores or tuple([example.scores[i] for i in chosen]),
+            example.source,
+            xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}".encode()),
+            example.prompt_key,
+        )
 
 
-def _pairs(example: Encoded) -> list[Encoded]:
-    both = combinations(enumerate(example.scores), 2)
-    return [_pick(example, (i, j)) for (i, a), (j, b) in both if a is not None and b is not None and a > b]
+class Whole(Pick):
+    """The example as it is."""
+
+    def of(self, example: Encoded) -> Encoded:
+        return example
 
 
-def _ranking(example: Encoded) -> list[Encoded]:
-    s = example.scores
+Scores = Sequence[float | None]
+
+
+def _pairs(s: Scores) -> list[Pick]:
+    both = combinations(enumerate(s), 2)
+    return [Pick((i, j)) for (i, a), (j, b) in both if a is not None and b is not None and a > b]
+
+
+def _ranking(s: Scores) -> list[Pick]:
     strict = [i for i in range(len(s)) if s[i] is not None and s[i] not in s[:i]]
-    return [_pick(example, strict)] if len(strict) > 1 else []
+    return [Pick(strict)] if len(strict) > 1 else []
 
 
-def _responses(example: Encoded) -> list[Encoded]:
-    s = example.scores
+def _responses(s: Scores) -> list[Pick]:
     if len(s) == 1:
-        return [] if s[0] is None else [example]
+        return [] if s[0] is None else [Whole((0,))]
     if s[0] is None or s[-1] is None or s[0] <= s[-1]:
         return []
-    return [_pick(example, (0,), (1.0,)), _pick(example, (len(s) - 1,), (0.0,))]
+    return [Pick((0,), (1.0,)), Pick((len(s) - 1,), (0.0,))]
 
 
-def _demonstration(example: Encoded) -> list[Encoded]:
-    undesirable = len(example.scores) == 1 and example.scores[0] is not None and example.scores[0] <= 0
-    return [] if undesirable else [_pick(example, (0,))]
+def _demonstration(s: Scores) -> list[Pick]:
+    undesirable = len(s) == 1 and s[0] is not None and s[0] <= 0
+    return [] if undesirable else [Pick((0,))]
 
 
-_SPLIT = {"pair": _pairs, "ranking": _ranking, "response": _responses, "demonstration": _demonstration}
+_SPLIT: dict[Unit, Callable[[Scores], list[Pick]]] = {
+    "pair": _pairs,
+    "ranking": _ranking,
+    "response": _responses,
+    "demonstration": _demonstration,
+}
 _NEEDS = {
     "pair": "pairs of a better and a worse response",
     "ranking": "ranked responses",
@@ -136,16 +165,21 @@ def _by_prompt(batch: Sequence[Encoded]) -> dict[str, list[Encoded]]:
     return groups
 
 
-def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[list[Encoded], list[Encoded]]:
+def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[Chosen, Chosen]:
     """(training, held out): by prompt, never by pair, so that no prompt is on both sides.
 
     Which prompts are held out depends on the prompts and the seed alone, not on their order or on how
     many pairs each has; a prompt stays on its side when data are added, but for those at the border.
     """
-    rank = {e.prompt_key: xxhash.xxh3_64_intdigest(f"{seed}:{e.prompt_key}".encode()) for e in examples}
-    held_out = set(sorted(rank, key=rank.__getitem__)[: round(fraction * len(rank))])
-    train = [e for e in examples if e.prompt_key not in held_out]
-    return train, [e for e in examples if e.prompt_key in held_out]
+    rank = _hashes(f"{seed}:{example.prompt_key}" for example in examples)
+    different = np.unique(rank)
+    held_out = np.isin(rank, different[: round(fraction * len(different))])
+    return Chosen(examples, np.flatnonzero(~held_out)), Chosen(examples, np.flatnonzero(held_out))
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    """[n] uint64, equal for equal texts and, for all that may be expected, for no others."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,18 +222,18 @@ def order(units: Sequence[Encoded], seed: int, group_by_prompt: bool = False) ->
     """The order of ``units``; where they are grouped, those of one prompt meet in a step."""
     if not group_by_prompt:
         return Order(len(units), seed)
-    return Order(len(units), seed, np.unique([example.prompt_key for example in units], return_inverse=True)[1])
+    return Order(len(units), seed, np.unique(_hashes(e.prompt_key for e in units), return_inverse=True)[1])
 
 
-def repeated(weights: Sequence[float], seed: int) -> list[int]:
+def repeated(weights: Sequence[float] | np.ndarray, seed: int) -> np.ndarray:
     """Which examples an epoch holds when each counts ``weight`` times; a fraction is drawn once, by the seed.
 
     >>> repeated([1.0, 2.0, 0.0], seed=0)
-    [0, 1, 1]
+    array([0, 1, 1])
     """
     w = np.asarray(weights, float)
     extra = np.random.default_rng([seed, 1]).random(len(w)) < w % 1
-    return np.repeat(np.arange(len(w)), w.astype(int) + extra).tolist()
+    return np.repeat(np.arange(len(w)), w.astype(int) + extra)
 
 
 def microbatches(batch: Sequence[Encoded], budget: int) -> list[list[Encoded]]:

@@ -45,7 +45,7 @@ class Control(NamedTuple):
 class Controls:
     """The control tokens of a tokenizer, and for each a stand-in character that no text in use holds.
 
-    >>> controls = Controls([Control("</s>", 2, {})], texts=[])
+    >>> controls = Controls([Control("</s>", 2, {})], private=[])
     >>> asked = controls.quote("what does </s> mean?")            # a person's words
     >>> shown = controls.stand_in(asked + "</s>")                 # what a template made of them
     >>> shown.startswith("what does </s> mean?"), len(shown) - len("what does </s> mean?")
@@ -54,10 +54,11 @@ class Controls:
     'what does </s> mean?</s>'
     """
 
-    def __init__(self, tokens: list[Control], texts: Iterable[str]):
+    def __init__(self, tokens: list[Control], private: Iterable[int]):
+        """``private``: code points beyond Unicode's public planes that are in use."""
         self.tokens = tokens
         need = 2 * len(tokens) + 1
-        used = {ord(c) for text in texts for c in PRIVATE.findall(text)}
+        used = set(private)
         base = next(b for b in range(0xF0000, 0x10FFFE - need, need) if used.isdisjoint(range(b, b + need)))
         self.chars = {t.content: chr(base + i) for i, t in enumerate(tokens)}
         self.gap = chr(base + need - 1)

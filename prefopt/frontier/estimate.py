@@ -64,14 +64,14 @@ def choose(units: Sequence[Encoded], sampling: Sampling, longest: int | None) ->
     UserError where no prompt does; ``longest`` is what the model takes.
     """
     room = math.inf if longest is None else longest - sampling.max_new_tokens
-    different = {unit.prompt_key: unit for unit in units if len(unit.prompt) <= room}
+    different = {unit.prompt_key: i for i, unit in enumerate(units) if len(unit.prompt) <= room}
     if not different:
         raise UserError(
             f"no prompt leaves room for --max-new-tokens {sampling.max_new_tokens}: the model takes {longest} tokens"
         )
     keys = sorted(different)  # not the order of the file, which says nothing about the prompts
     order = np.random.default_rng(sampling.seed).permutation(len(keys))
-    return [different[keys[i]] for i in order[: sampling.responses]]
+    return [units[different[keys[i]]] for i in order[: sampling.responses]]
 
 
 def draw(lm: LanguageModel, encoder: Encoder, prompts: Sequence[np.ndarray], sampling: Sampling) -> list[Encoded]:

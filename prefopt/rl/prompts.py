@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import xxhash
@@ -26,9 +28,9 @@ class Asked(Prepared):
     answer: int = 0
     """tokens that an answer may have"""
 
-    @property
+    @cached_property
     def longest(self) -> int:
-        return max(len(example.prompt) for example in [*self.train, *self.held_out]) + self.answer
+        return max(len(example.prompt) for example in chain(self.train, self.held_out)) + self.answer
 
 
 def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, note: Callable[[str], None]) -> Asked:
@@ -52,7 +54,8 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, note
             )
         return [encoded for encoded, _ in found]
 
-    train, held_out = asked(config.data), asked(config.eval_data) if config.eval_data else []
+    train: Sequence[Encoded] = asked(config.data)
+    held_out: Sequence[Encoded] = asked(config.eval_data) if config.eval_data else []
     if config.eval_fraction:
         train, held_out = plan.split(train, config.eval_fraction, config.seed)
         if not train:

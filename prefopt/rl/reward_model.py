@@ -145,13 +145,15 @@ def scored(
     lm: LanguageModel, examples: Sequence[Encoded], budget: int, advance: Callable[[int], None] = lambda _: None
 ) -> list[list[float]]:
     """Per example the rewards of its responses; ``budget`` tokens are computed at once."""
-    found: dict[int, list[float]] = {}
+    found: list[list[float]] = []
     for start in range(0, len(examples), 256):
-        for group in lm.microbatches(examples[start : start + 256], budget):
+        some, known = examples[start : start + 256], dict[int, list[float]]()
+        for group in lm.microbatches(some, budget):
             values = scores(lm, lm.pack(ended(group))).split([len(example.responses) for example in group])
-            found |= {id(example): v.tolist() for example, v in zip(group, values, strict=True)}
+            known |= {id(example): v.tolist() for example, v in zip(group, values, strict=True)}
             advance(len(group))
-    return [found[id(example)] for example in examples]
+        found += [known[id(example)] for example in some]
+    return found
 
 
 def load_reward_model(name: str, tokenizer: Any, dtype: str, device: str, longest: int) -> LanguageModel:

@@ -142,15 +142,11 @@ def text(prompt: Prompt) -> str:
 def encode(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
     """One example for each pair, as in training, its end token included; a prompt that is too long loses its beginning.
 
-    UserError where a response alone is longer than ``encoder.max_length``.
+    UserError where the template refuses one, or a response alone is longer than ``encoder.max_length``.
     """
     examples = [_example(prompt, response, i) for i, (prompt, response) in enumerate(pairs)]
-    encoder.prepare(examples)
-    drafts, findings = encoder.drafts(examples)
-    if len(drafts) < len(examples):
-        raise UserError("; ".join(f"{f.source}: {f.message}" for f in findings[:3]))
     made = []
-    for draft in drafts:
+    for draft in encoder.drafts(examples):
         fitted = fit(draft, encoder.max_length, "cut-prompt", encoder.head(draft)).draft
         if fitted is None:
             raise UserError(f"{examples[draft.index].source} alone is longer than {encoder.max_length} tokens")

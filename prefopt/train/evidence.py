@@ -90,8 +90,11 @@ def write_samples(
 def _prompts(units: Sequence[Encoded], longest: int | None) -> list[Encoded]:
     """The first few different prompts that leave room for an answer."""
     room = math.inf if longest is None else longest - SAMPLE_TOKENS
-    different = {unit.prompt_key: unit for unit in reversed(units) if len(unit.prompt) <= room}
-    return list(reversed(different.values()))[:SAMPLES]
+    different: dict[str, Encoded] = {}
+    fitting = (unit for unit in units if len(unit.prompt) <= room)
+    while len(different) < SAMPLES and (unit := next(fitting, None)):
+        different.setdefault(unit.prompt_key, unit)
+    return list(different.values())
 
 
 def _text(tokenizer: Any, ids: np.ndarray) -> str:

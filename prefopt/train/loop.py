@@ -154,10 +154,10 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> dict[s
     }
 
 
-def evaluation_batches(units: Sequence[Encoded]) -> list[Sequence[Encoded]]:
+def evaluation_batches(units: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:
     """In chunks of about what a step holds, none of a single unit: KTO's baseline is an average over other answers."""
     cuts = [*range(0, max(len(units) - 1, 1), 64), len(units)]
-    return [units[start:end] for start, end in pairwise(cuts) if end > start]
+    return (units[start:end] for start, end in pairwise(cuts) if end > start)
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,10 @@ def evaluate(
 ) -> Evaluation:
     """The loss and its metrics over ``units``, without a gradient."""
     metrics = Metrics()
-    singly: dict[int, dict[str, float]] = {}
+    singly: list[dict[str, float]] = []
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
+        known: dict[int, dict[str, float]] = {}
         for group in objective.lm.microbatches(batch, objective.tokens_without_gradient):
             output = objective(objective.ready(group), baseline)
             named = {"loss": output.loss, **output.metrics}
@@ -192,6 +193,7 @@ def evaluate(
             each = {name: values.float() for name, values in named.items() if values.shape == output.loss.shape}
             if {"rewards/accuracies", "rewards/margins"} <= each.keys():
                 rows = torch.stack(list(each.values()), 1).tolist()
-                singly.update((id(u), dict(zip(each, row, strict=True))) for u, row in zip(group, rows, strict=True))
+                known |= {id(u): dict(zip(each, row, strict=True)) for u, row in zip(group, rows, strict=True)}
+        singly += [known[id(example)] for example in batch if id(example) in known]
         progress(len(batch))
-    return Evaluation(metrics.reduce(), [singly[id(example)] for example in units if id(example) in singly])
+    return Evaluation(metrics.reduce(), singly)

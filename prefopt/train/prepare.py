@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from prefopt.config import Training
 from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
+from prefopt.data.shelf import Chosen
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Finding
 
@@ -21,24 +25,26 @@ from prefopt.types import Encoded, Finding
 class Prepared:
     """``train`` and ``held_out`` are units of the loss; the rest tells how they came about."""
 
-    train: list[Encoded]
-    held_out: list[Encoded]
+    train: Sequence[Encoded]
+    held_out: Sequence[Encoded]
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of what is trained on and held out, by content; a resumed run must find the same."""
         content = xxhash.xxh3_128()
         for part in (self.train, self.held_out):
-            content.update(b"|" + b"".join(example.key.encode() for example in part))
+            content.update(b"|")
+            for example in part:
+                content.update(example.key.encode())
         return content.hexdigest()
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return max(len(e.prompt) + len(r) for e in [*self.train, *self.held_out] for r in e.responses)
+        return max(len(e.prompt) + len(r) for e in chain(self.train, self.held_out) for r in e.responses)
 
 
 Prepare = Callable[[Training, Any, plan.Unit, int | None, Callable[[str], None]], Prepared]
@@ -54,19 +60,20 @@ def prepare(
     findings: list[Finding] = []
     notes: list[str] = []
 
-    def units(specs: Sequence[str]) -> list[Encoded]:
+    def units(specs: Sequence[str]) -> Chosen:
         data = encoded(specs, config.format, encoder)
         counts.update(data.counts)
         findings.extend(data.findings)
         notes.extend(data.notes)
-        examples = [data.examples[i] for i in plan.repeated(data.weights, config.seed)]
+        examples = Chosen(data.examples, plan.repeated(data.weights, config.seed))
         made = plan.units(examples, unit)
         if unit == "response" and (rankings := sum(len(example.responses) > 2 for example in examples)):
             notes.append(f"of {rankings:,} rankings only the best and the worst response are learned from")
-        findings.extend(_unfit(examples, made, unit))
+        findings.extend(_unfit(made, unit))
         return made
 
-    train, held_out = units(config.data), []
+    train: Sequence[Encoded] = units(config.data)
+    held_out: Sequence[Encoded] = []
     if config.eval_data:
         held_out = units(config.eval_data)
         if not held_out:
@@ -101,11 +108,10 @@ UNFIT: dict[plan.Unit, tuple[str, str]] = {
 }
 
 
-def _unfit(examples: Sequence[Encoded], made: Sequence[Encoded], unit: plan.Unit) -> list[Finding]:
-    """Examples that hold nothing for a loss with this unit, where others do."""
-    fit = {example.source for example in made}
-    unfit = dict.fromkeys(example.source for example in examples if example.source not in fit)
-    return [Finding(source, *UNFIT[unit]) for source in unfit]
+def _unfit(made: Chosen, unit: plan.Unit) -> list[Finding]:
+    """Of the examples that units were made of, those that hold none."""
+    without = np.setdiff1d(np.arange(len(made.examples)), made.at)
+    return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(made.examples[int(i)].source for i in without)]
 
 
 def account(findings: Sequence[Finding]) -> list[str]:

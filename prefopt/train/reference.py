@@ -7,13 +7,16 @@ before it changes: no second copy is ever in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
+from typing import TypeVar
 
 import torch
 
 from prefopt import config as settings
 from prefopt.data import plan
+from prefopt.model.figures import Figures
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
@@ -24,6 +27,8 @@ from prefopt.train.loop import evaluation_batches
 from prefopt.train.objective import Objective
 from prefopt.types import Encoded
 
+T = TypeVar("T")
+
 
 def reference_sums(job: Job, objective: Objective, display: Display) -> Objective:
     """``objective`` with the reference's figures, from the store or computed now."""
@@ -33,20 +38,43 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     if name is not None and not _same_model(name, config.model):
         reference = load_model(name, config.dtype, config.device, job.data.longest)
     scope = Scope(model_fingerprint(reference.module), "", str(reference.dtype).removeprefix("torch."))
-    wanted: dict[str, tuple[Encoded, int]] = {}
-    for example in _asked(job, objective):
-        wanted |= {key: (example, r) for r, key in enumerate(response_keys(example))}
+    with ReferenceStore(default_path(), scope) as store:
+        figures = Figures(key for example in _asked(job, objective) for key in response_keys(example))
+        for keys in _at_once(figures.missing()):
+            figures.put(store.get(keys))
+        missing = sum(1 for _ in figures.missing())
+        if missing:
+            with display.pass_("reference log-probs", missing) as advance:
+                for some in _at_once(_asked(job, objective)):
+                    _score(reference, some, objective.tokens_without_gradient, figures, store, advance)
+    return replace(objective, reference=figures, reference_is=scope.model)
+
+
+def _score(
+    reference: LanguageModel,
+    examples: list[Encoded],
+    budget: int,
+    figures: Figures,
+    store: ReferenceStore,
+    advance: Callable[[int], None],
+) -> None:
+    """What ``figures`` and the store lack of these examples."""
+    each = [(key, (example, r)) for example in examples for r, key in enumerate(response_keys(example))]
+    wanted = {key: response for key, response in each if key not in figures}
 
     def scorer(missing: list[str]) -> Iterator[Row]:
-        with display.pass_("reference log-probs", len(missing)) as advance:
-            examples = _together([wanted[key] for key in missing])
-            for group in reference.microbatches(examples, objective.tokens_without_gradient):
-                rows = _rows(reference, group)
-                yield from rows
-                advance(len(rows))
+        for group in reference.microbatches(_together([wanted[key] for key in missing]), budget):
+            rows = _rows(reference, group)
+            yield from rows
+            advance(len(rows))
 
-    with ReferenceStore(default_path(), scope) as store:
-        return replace(objective, reference=fill(store, scorer, wanted), reference_is=scope.model)
+    figures.put(fill(store, scorer, wanted))
+
+
+def _at_once(things: Iterator[T]) -> Iterator[list[T]]:
+    """A few thousand at a time: packing has something to choose from, and not all are in memory."""
+    while some := list(islice(things, 4096)):
+        yield some
 
 
 def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
@@ -63,7 +91,7 @@ def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
         for step in range(config.steps):
             together = [units[i] for i in order.batch(step, config.batch_size)]
             yield from plan.mismatched(together, job.data.longest)
-        for batch in [*evaluation_batches(job.data.held_out), *evaluation_batches(job.sample)]:
+        for batch in chain(evaluation_batches(job.data.held_out), evaluation_batches(job.sample)):
             yield from plan.mismatched(batch, job.data.longest)
 
 

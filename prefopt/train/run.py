@@ -12,7 +12,7 @@ report.html      all of it, to look at
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -161,7 +161,7 @@ class Recorder:
         if step in (0, self.job.schedule.steps):
             self._evaluated(step, "training", self.job.sample)
 
-    def _evaluated(self, step: int, split: str, units: list[Encoded]) -> dict[str, float]:
+    def _evaluated(self, step: int, split: str, units: Sequence[Encoded]) -> dict[str, float]:
         objective = self.state.objective
         if step == 0 and starts_from_reference(self.job) and objective.reference is not None:
             values = objective.all_at_reference(units)  # known without another pass

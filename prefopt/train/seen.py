@@ -26,8 +26,7 @@ def hashes(units: Iterable[Encoded]) -> np.ndarray:
     >>> hashes([none, none])
     array([12427021322692027327], dtype=uint64)
     """
-    keys = {example.prompt_key for example in units}
-    return np.sort(np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], np.uint64))
+    return np.unique(np.fromiter((xxhash.xxh3_64_intdigest(e.prompt_key.encode()) for e in units), np.uint64))
 
 
 def read(model: str | Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Encoding, against what the tokenizer and the template themselves say; tokenizers are made on the spot."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.data import cache
-from prefopt.data.encode import Draft, Encoder, fit
+from prefopt.data.encode import Draft, EncodedData, Encoder, fit
+from prefopt.data.shelf import COLUMNS, Writer
 from prefopt.errors import UserError
-from prefopt.types import Example, Message, Response
+from prefopt.types import Encoded, Example, Message, Response
 
 WORDS = [
     "Hello there, how are you? I am fine.\n\nHuman: what is 2 + 2?\n\nAssistant: It is 4.",
@@ -472,35 +474,40 @@ def test_what_was_encoded_once_is_read_back(monkeypatch):
     rows = [chat(*LONG), chat(user(TRICK), source="f.jsonl:2"), text("Hi", " a", " a", "f.jsonl:3")]
     encoder = Encoder(byte_level(CHATML), max_length=200, train_on="all-assistant")
     first = encoder.encode(rows)
-    monkeypatch.setattr(encoder, "drafts", lambda _: pytest.fail("encoded twice"))
+    monkeypatch.setattr(encoder, "parts", lambda *_: pytest.fail("encoded twice"))
     equal(encoder.encode(rows), first)
 
 
 def test_the_cache_follows_tokenizer_template_options_and_content():
-    row = [chat(user("Hello"))]
+    def key(tokenizer, options, example):
+        return cache.key(tokenizer, options, Encoder(tokenizer).survey([example]).content)
+
+    row = chat(user("Hello"))
     keys = {
-        cache.key(byte_level(CHATML), (None, "drop"), row),
-        cache.key(byte_level(LLAMA), (None, "drop"), row),
-        cache.key(metaspace(CHATML), (None, "drop"), row),
-        cache.key(byte_level(CHATML, eos="<|im_end|>"), (None, "drop"), row),
-        cache.key(byte_level(CHATML), (64, "drop"), row),
-        cache.key(byte_level(CHATML), (None, "drop"), [chat(user("Hello!"))]),
-        cache.key(byte_level(CHATML), (None, "drop"), [text("Hello")]),
+        key(byte_level(CHATML), (None, "drop"), row),
+        key(byte_level(LLAMA), (None, "drop"), row),
+        key(metaspace(CHATML), (None, "drop"), row),
+        key(byte_level(CHATML, eos="<|im_end|>"), (None, "drop"), row),
+        key(byte_level(CHATML), (64, "drop"), row),
+        key(byte_level(CHATML), (None, "drop"), chat(user("Hello!"))),
+        key(byte_level(CHATML), (None, "drop"), text("Hello")),
     }
     assert len(keys) == 7
-    assert cache.key(byte_level(CHATML), (None, "drop"), row) in keys
+    assert key(byte_level(CHATML), (None, "drop"), row) in keys
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "garbage"])
-def test_a_damaged_cache_is_computed_again(damage, caplog):
+@pytest.mark.parametrize("name", ["ids", "scores", "said.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "garbage", "gone"])
+def test_a_damaged_cache_is_computed_again(name, damage, caplog):
     rows = [chat(*LONG)]
     encoder = Encoder(byte_level(CHATML))
     first = encoder.encode(rows)
-    (file,) = cache.folder().iterdir()
-    raw = bytearray(file.read_bytes())
-    if damage == "flip":
-        raw[-1] ^= 1
-    file.write_bytes({"flip": raw, "truncate": raw[:-5], "garbage": b"\x80\x04."}[damage])
+    (kept,) = cache.folder().iterdir()
+    raw = bytearray((kept / name).read_bytes())
+    (kept / name).unlink()  # what is mapped stays as it was
+    flipped = raw[:-1] + bytes([raw[-1] ^ 1])
+    if damage != "gone":
+        (kept / name).write_bytes({"flip": flipped, "truncate": raw[:-5], "garbage": b"\x80\x04."}[damage])
     with caplog.at_level("WARNING"):
         equal(encoder.encode(rows), first)
     assert "damaged" in caplog.text
@@ -516,7 +523,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, caplo
 
 
 def test_no_examples_are_no_error():
-    assert Encoder(byte_level()).encode([]).examples == []
+    assert len(Encoder(byte_level()).encode([]).examples) == 0
     assert Encoder(byte_level()).encode([]).counts["given"] == 0
 
 
@@ -529,9 +536,45 @@ def test_a_slow_tokenizer_is_refused_in_a_sentence():
         Encoder(Slow())
 
 
-def test_the_cache_holds_json_and_tensors_only():
+def test_the_cache_holds_json_and_plain_arrays_only():
     Encoder(byte_level()).encode([text("Hello")])
-    (file,) = cache.folder().iterdir()
-    raw = file.read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert set(header) == {"__metadata__", "ids", "lengths", "scored"}
+    (kept,) = cache.folder().iterdir()
+    assert {file.name for file in kept.iterdir()} == {"said.json", *COLUMNS}
+    assert set(json.loads((kept / "said.json").read_text())) == {"sum", "said"}
+
+
+def test_a_full_disk_midway_leaves_no_trace_and_no_example_out(monkeypatch, caplog):
+    rows = [text(f"What is {i}?", source=f"f.jsonl:{i}") for i in range(30)]
+    whole = Encoder(byte_level()).encode(rows)
+    added = []
+
+    class Full(Writer):
+        def add(self, example, given):
+            added.append(given)
+            if len(added) == 20:
+                raise OSError(28, "No space left on device")
+            super().add(example, given)
+
+    monkeypatch.setattr(cache, "Writer", Full)
+    with caplog.at_level("WARNING"):
+        equal(Encoder(byte_level(), max_length=500).encode(rows), whole)
+    assert "No space left" in caplog.text
+    assert len(list(cache.folder().iterdir())) == 1
+
+
+def test_all_that_an_example_holds_is_read_back():
+    """Unscored tokens, rankings, no score, and a source in any script."""
+    ids = [np.arange(n, dtype=np.int32) for n in (3, 4, 1)]
+    masks = [np.ones(3, bool), np.array([True, False, False, True]), np.array([True])]
+    given = [
+        Encoded(ids[1], (*ids,), (*masks,), (2.0, 0.5, -1.0), "préfs.jsonl:1", "0a" * 16, "00" * 16),
+        Encoded(ids[0], (ids[1],), (masks[1],), (None,), "", "ff" * 16, "1b" * 16),
+    ]
+    writer = Writer(lambda column: BytesIO())
+    for i, example in enumerate(given):
+        writer.add(example, 2 * i)
+    shelf = writer.in_memory()
+    equal(EncodedData(shelf), EncodedData(given))
+    assert shelf.given.tolist() == [0, 2] and shelf[-1].source == "" and len(shelf[0:5]) == 2
+    with pytest.raises(IndexError):
+        shelf[2]

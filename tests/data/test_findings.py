@@ -105,7 +105,7 @@ def test_sources_are_mixed_with_their_weights(tmp_path, monkeypatch):
     write(tmp_path / "b.jsonl", [{"question": "q", "response_j": "j", "response_k": "k"}])
     loaded = load(["a.jsonl", "b.jsonl=0.5"])
     assert [example.source for example in loaded.examples] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
-    assert loaded.weights == [1.0, 1.0, 0.5]
+    assert [source.weight for source in loaded.sources] == [1.0, 0.5]
     assert loaded.rows == 4
     assert [str(finding) for finding in loaded.findings] == ['a.jsonl:2: no "rejected"']
     assert [(s.name, s.layout.name, s.guessed) for s in loaded.sources] == [

@@ -1,0 +1,159 @@
+"""Many encoded examples in little memory: a few flat arrays, from which one is made whenever it is asked for.
+
+In a file each array is mapped, not read: what is looked at comes into memory, and goes when that is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise, starmap
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+
+from prefopt.types import Encoded
+
+COLUMNS: dict[str, Any] = {
+    "ids": np.int32,  # prompt, then responses, of one example after another; ~id where a token is not scored
+    "bounds": np.int64,  # where each of these parts begins, and the end
+    "scores": np.float64,  # of each part: a prompt has none, which is nan
+    "first": np.int64,  # which part each example begins with, and the end
+    "keys": np.uint8,  # 16 bytes each
+    "prompt_keys": np.uint8,
+    "sources": np.uint8,  # UTF-8
+    "source_bounds": np.int64,
+    "given": np.int64,  # which of the examples that were given it is
+}
+
+
+class Shelf(Sequence[Encoded]):
+    """Examples by their number; read-only.
+
+    >>> from io import BytesIO
+    >>> writer = Writer(lambda column: BytesIO())
+    >>> ids, both = np.array([5, 6], np.int32), np.array([True, False])
+    >>> writer.add(Encoded(ids, (ids + 2,), (both,), (1.0,), "prefs.jsonl:1", "0a" * 16, "0b" * 16), given=0)
+    >>> writer.in_memory()[0]  # doctest: +NORMALIZE_WHITESPACE
+    Encoded(prompt=array([5, 6], dtype=int32), responses=(array([7, 8], dtype=int32),),
+            scored=(array([ True, False]),), scores=(1.0,), source='prefs.jsonl:1',
+            key='0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a', prompt_key='0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b')
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        self._of = columns
+
+    def __len__(self) -> int:
+        return len(self._of["given"])
+
+    @property
+    def given(self) -> np.ndarray:
+        """[n] which of the examples that were given each one is."""
+        return self._of["given"]
+
+    @overload
+    def __getitem__(self, at: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Encoded]: ...
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        i = range(len(self))[at]  # negative ones too, and IndexError
+        of = self._of
+        first, end = of["first"][i : i + 2].tolist()
+        bounds = of["bounds"][first : end + 1]
+        signed = of["ids"][bounds[0] : bounds[-1]]
+        ids, scored = signed ^ (signed >> 31), signed >= 0  # ~id where negative
+        prompt, *parts = starmap(slice, pairwise((bounds - bounds[0]).tolist()))
+        source, end_of_source = of["source_bounds"][i : i + 2].tolist()
+        return Encoded(
+            ids[prompt],
+            tuple([ids[part] for part in parts]),
+            tuple([scored[part] for part in parts]),
+            tuple([None if math.isnan(score) else score for score in of["scores"][first + 1 : end].tolist()]),
+            of["sources"][source:end_of_source].tobytes().decode(),
+            of["keys"][16 * i : 16 * i + 16].tobytes().hex(),
+            of["prompt_keys"][16 * i : 16 * i + 16].tobytes().hex(),
+        )
+
+
+class Writer:
+    """Takes one example after another. ``opened`` gives what each column is written to.
+
+    OSError where that has no room.
+    """
+
+    def __init__(self, opened: Callable[[str], IO[bytes]]):
+        self._files = {name: opened(name) for name in COLUMNS}
+        self._tokens = self._parts = self._characters = 0
+        for name in ("bounds", "first", "source_bounds"):
+            self._write(name, [0])
+
+    def add(self, example: Encoded, given: int) -> None:
+        parts = [example.prompt]
+        for ids, scored in zip(example.responses, example.scored, strict=True):
+            parts.append(ids if scored.all() else np.where(scored, ids, ~ids))
+        bounds = self._tokens + np.cumsum([len(part) for part in parts])
+        source = example.source.encode()
+        self._tokens, self._parts = int(bounds[-1]), self._parts + len(parts)
+        self._characters += len(source)
+        self._write("ids", np.concatenate(parts))
+        self._write("bounds", bounds)
+        self._write("scores", [math.nan, *(math.nan if score is None else score for score in example.scores)])
+        self._write("first", [self._parts])
+        self._files["keys"].write(bytes.fromhex(example.key))
+        self._files["prompt_keys"].write(bytes.fromhex(example.prompt_key))
+        self._files["sources"].write(source)
+        self._write("source_bounds", [self._characters])
+        self._write("given", [given])
+
+    def _write(self, column: str, values: Any) -> None:
+        self._files[column].write(np.asarray(values, COLUMNS[column]).tobytes())
+
+    def in_memory(self) -> Shelf:
+        """What was written, where the columns are in memory."""
+        files: dict[str, Any] = self._files
+        return Shelf({name: np.frombuffer(file.getbuffer(), COLUMNS[name]) for name, file in files.items()})
+
+    def close(self) -> None:
+        """Writes what is left to write; OSError where it has no room."""
+        for file in self._files.values():
+            file.close()
+
+
+def mapped(folder: Path) -> Shelf:
+    """What was written to files of the columns' names in ``folder``."""
+    return Shelf({name: _mapped(folder / name, kind) for name, kind in COLUMNS.items()})
+
+
+def _mapped(file: Path, kind: Any) -> np.ndarray:
+    """An empty file cannot be mapped."""
+    return np.memmap(file, kind, "r").view(np.ndarray) if file.stat().st_size else np.empty(0, kind)
+
+
+class Chosen(Sequence[Encoded]):
+    """Some of ``examples``, in an order of their own, or what ``make`` makes of the one at each place.
+
+    >>> list(Chosen("abc", np.array([2, 0]))), Chosen("abc", np.array([2, 0]))[1:]
+    (['c', 'a'], ['a'])
+    """
+
+    def __init__(self, examples: Sequence[Any], at: np.ndarray, make: Callable[[Any, int], Encoded] | None = None):
+        self.examples, self.at, self._make = examples, at, make
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @overload
+    def __getitem__(self, at: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Encoded]: ...
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        example = self.examples[int(self.at[at])]
+        return example if self._make is None else self._make(example, range(len(self))[at])
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return (self[i] for i in range(len(self)))
