@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
+from prefopt.data.read import find_files
+from prefopt.errors import UserError
 from prefopt.types import Encoded, Example, Finding
 
 
@@ -59,6 +62,7 @@ class Usable:
         """how many of each source"""
         self.rows = 0
         self._bad: set[str] = set()
+        self._stamps = self._stamped()
 
     def first(self) -> Iterator[Example]:
         seen: dict[bytes, str] = {}
@@ -74,4 +78,13 @@ class Usable:
         self.rows += len(self.unread)
 
     def __iter__(self) -> Iterator[Example]:
-        return (example for example in read_all(self.sources, []) if example.source not in self._bad)
+        """UserError where a file is not the one that was read first."""
+        yield from (example for example in read_all(self.sources, []) if example.source not in self._bad)
+        for file, stamp in self._stamped().items():
+            if stamp != self._stamps.get(file):
+                raise UserError(f"{file} was changed while it was read: start again when it is complete")
+
+    def _stamped(self) -> dict[Path, tuple[int, int]]:
+        """When each file was changed, and its size."""
+        files = [file for source in self.sources for file in find_files(source.name) or []]
+        return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise, starmap
 from pathlib import Path
+from struct import Struct
 from typing import IO, Any, overload
 
 import numpy as np
@@ -26,6 +27,9 @@ COLUMNS: dict[str, Any] = {
     "source_bounds": np.int64,
     "given": np.int64,  # which of the examples that were given it is
 }
+
+NUMBER, SCORE = Struct("=q"), Struct("=d")  # as COLUMNS has them
+AT_ONCE = 2**20
 
 
 class Shelf(Sequence[Encoded]):
@@ -86,40 +90,50 @@ class Writer:
 
     def __init__(self, opened: Callable[[str], IO[bytes]]):
         self._files = {name: opened(name) for name in COLUMNS}
+        self._waiting = {name: bytearray() for name in COLUMNS}
         self._tokens = self._parts = self._characters = 0
         for name in ("bounds", "first", "source_bounds"):
-            self._write(name, [0])
+            self._waiting[name] += NUMBER.pack(0)
 
     def add(self, example: Encoded, given: int) -> None:
         parts = [example.prompt]
         for ids, scored in zip(example.responses, example.scored, strict=True):
             parts.append(ids if scored.all() else np.where(scored, ids, ~ids))
-        bounds = self._tokens + np.cumsum([len(part) for part in parts])
         source = example.source.encode()
-        self._tokens, self._parts = int(bounds[-1]), self._parts + len(parts)
+        self._parts += len(parts)
         self._characters += len(source)
-        self._write("ids", np.concatenate(parts))
-        self._write("bounds", bounds)
-        self._write("scores", [math.nan, *(math.nan if score is None else score for score in example.scores)])
-        self._write("first", [self._parts])
-        self._files["keys"].write(bytes.fromhex(example.key))
-        self._files["prompt_keys"].write(bytes.fromhex(example.prompt_key))
-        self._files["sources"].write(source)
-        self._write("source_bounds", [self._characters])
-        self._write("given", [given])
-
-    def _write(self, column: str, values: Any) -> None:
-        self._files[column].write(np.asarray(values, COLUMNS[column]).tobytes())
+        waiting = self._waiting
+        for part in parts:
+            self._tokens += len(part)
+            waiting["ids"] += part.astype(COLUMNS["ids"], copy=False).tobytes()
+            waiting["bounds"] += NUMBER.pack(self._tokens)
+        for score in (None, *example.scores):
+            waiting["scores"] += SCORE.pack(math.nan if score is None else score)
+        waiting["first"] += NUMBER.pack(self._parts)
+        waiting["keys"] += bytes.fromhex(example.key)
+        waiting["prompt_keys"] += bytes.fromhex(example.prompt_key)
+        waiting["sources"] += source
+        waiting["source_bounds"] += NUMBER.pack(self._characters)
+        waiting["given"] += NUMBER.pack(given)
+        if len(waiting["ids"]) > AT_ONCE:
+            self._flush()
 
     def in_memory(self) -> Shelf:
         """What was written, where the columns are in memory."""
+        self._flush()
         files: dict[str, Any] = self._files
         return Shelf({name: np.frombuffer(file.getbuffer(), COLUMNS[name]) for name, file in files.items()})
 
     def close(self) -> None:
         """Writes what is left to write; OSError where it has no room."""
+        self._flush()
         for file in self._files.values():
             file.close()
+
+    def _flush(self) -> None:
+        for name, some in self._waiting.items():
+            self._files[name].write(some)
+            some.clear()
 
 
 def mapped(folder: Path) -> Shelf:
