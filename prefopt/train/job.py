@@ -21,6 +21,7 @@ from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
 from prefopt.train.loop import Schedule
+from prefopt.train.metrics import peak_memory
 from prefopt.train.prepare import Prepare, Prepared, prepare
 from prefopt.types import Encoded
 
@@ -152,10 +153,11 @@ class Job:
         return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 
     def memory(self) -> int:
-        """Bytes, roughly, at the peak of a step."""
+        """Bytes, roughly, at the peak of a step; on a CPU, Python and torch themselves are part of it."""
+        running = peak_memory() if pick_device(self.config.device).type == "cpu" else 0
         layers = getattr(load_config(self.config.model).get_text_config(), "num_hidden_layers", 1)
         kept = max(self.config.tokens_per_microbatch or 0, recompute.at_least(self.data.longest, layers))
-        return self.held() + kept * self.bytes_a_token()
+        return running + self.held() + kept * self.bytes_a_token()
 
     def held(self) -> int:
         return defaults.held(self.parameters, self.config.optimizer)
