@@ -22,11 +22,13 @@ from prefopt.commands import COMMANDS, Command
 from prefopt.config import Setting
 from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.signals import term_interrupts
+from prefopt.threads import share_the_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    share_the_cores()
     try:
         with term_interrupts():
             _run(argv)

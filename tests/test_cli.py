@@ -262,3 +262,18 @@ def test_sigterm_where_nothing_is_to_be_saved(fake: Fake, capsys: pytest.Capture
     assert main(TRAIN) == 130
     assert capsys.readouterr().err == "prefopt: interrupted; what was written before is kept\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_give_way_to_other_processes_unless_told_otherwise(given, found):
+    script = (
+        "import os, sys\nfrom prefopt.cli import main\nmain(['--version'])\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=clean | given
+    )
+    assert done.stdout.splitlines()[-1] == f"{found} False", done.stderr

@@ -1,6 +1,6 @@
 """Encoded data on disk, keyed by everything that it follows from: a folder of flat arrays and one file of JSON.
 
-A folder that is damaged, or cannot be written, costs time and never changes a number.
+A folder that is damaged costs time, one that cannot be written memory too, and neither changes a number.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from io import BytesIO
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from prefopt.data.shelf import COLUMNS, Writer, mapped
+from prefopt.data.shelf import COLUMNS, Unwritable, Writer, read, writing
 from prefopt.types import Finding
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ def key(tokenizer: Any, options: Sequence[object], content: str) -> str:
 def keep(key: str, fill: Fill) -> EncodedData:
     """What ``fill`` makes, kept under the key; in memory alone where it cannot be kept."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder(), prefix=".writing-") as aside:
-            return _kept(Path(aside) / "data", key, fill)
-    except OSError as error:
+        with writing():
+            folder().mkdir(parents=True, exist_ok=True)
+            aside = tempfile.TemporaryDirectory(dir=folder(), prefix=".writing-", ignore_cleanup_errors=True)
+        with aside, ExitStack() as files:
+            return _kept(Path(aside.name), key, fill, files)
+    except Unwritable as error:
         log.warning("encoded data is not cached in %s: %s", folder(), error)
     writer = Writer(lambda column: BytesIO())
     data = fill(writer)
@@ -61,36 +63,52 @@ def keep(key: str, fill: Fill) -> EncodedData:
     return data
 
 
-def _kept(aside: Path, key: str, fill: Fill) -> EncodedData:
-    """Written aside and renamed, so that a reader sees all of it or nothing."""
-    aside.mkdir()
-    writer = Writer(lambda column: (aside / column).open("wb"))
+def _kept(aside: Path, key: str, fill: Fill, files: ExitStack) -> EncodedData:
+    """Written aside and renamed, so that a reader sees all of it or nothing; what another process kept is as good."""
+    new, old = aside / "new", aside / "old"
+    with writing():
+        new.mkdir()
+        writer = Writer(lambda column: files.enter_context((new / column).open("wb")))
     data = fill(writer)
     writer.close()
     said = json.dumps({"counts": dict(data.counts), "findings": [asdict(finding) for finding in data.findings]})
-    (aside / "said.json").write_text(json.dumps({"sum": _sum(aside, said), "said": said}))
-    shutil.rmtree(_path(key), ignore_errors=True)
-    os.replace(aside, _path(key))
-    data.examples = mapped(_path(key))
+    with writing():
+        (new / "said.json").write_text(json.dumps({"sum": _sum(new, said), "said": said}))
+        try:
+            os.rename(new, _path(key))
+        except OSError:  # something is there
+            with suppress(*DAMAGE):
+                return _read(_path(key))
+            os.rename(_path(key), old)
+            os.rename(new, _path(key))
+        data.examples = read(_path(key))
     return data
 
 
 def load(key: str) -> EncodedData | None:
     """What was kept under the key, without notes; None if nothing was, or if it is damaged."""
-    from prefopt.data.encode import EncodedData
-
     path = _path(key)
     if not path.exists():
         return None
     try:
-        file = json.loads((path / "said.json").read_text())
-        if file["sum"] != _sum(path, file["said"]):
-            raise ValueError("the checksum is wrong")
-        said = json.loads(file["said"])
-        return EncodedData(mapped(path), Counter(said["counts"]), [Finding(**f) for f in said["findings"]])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return _read(path)
+    except DAMAGE as error:
         log.warning("%s is damaged (%s): encoding again", path, error)
         return None
+
+
+DAMAGE = (ValueError, KeyError, TypeError, OSError)
+
+
+def _read(path: Path) -> EncodedData:
+    """One of DAMAGE where it is not what was written."""
+    from prefopt.data.encode import EncodedData
+
+    file = json.loads((path / "said.json").read_text())
+    if file["sum"] != _sum(path, file["said"]):
+        raise ValueError("the checksum is wrong")
+    said = json.loads(file["said"])
+    return EncodedData(read(path), Counter(said["counts"]), [Finding(**f) for f in said["findings"]])
 
 
 def _path(key: str) -> Path:

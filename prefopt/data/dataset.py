@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 
 import numpy as np
 
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
-from prefopt.data.read import find_files
-from prefopt.errors import UserError
+from prefopt.data.shelf import Shelf
 from prefopt.types import Encoded, Example, Finding
 
 
@@ -41,10 +40,10 @@ def encoded(specs: Sequence[str], format: str | None, encoder: Encoder) -> Datas
     usable = Usable(sources)
     survey = encoder.survey(usable.first())
     data = encoder.encode(usable, survey)
-    given = getattr(data.examples, "given", np.empty(0, int))
+    assert isinstance(data.examples, Shelf)
     return Dataset(
         data.examples,
-        np.repeat([source.weight for source in sources], usable.of_each)[given],
+        np.repeat([source.weight for source in sources], usable.of_each)[data.examples.given],
         data.counts + Counter(rows=usable.rows),
         [*usable.unread, *usable.odd, *data.findings],
         [*notes, *data.notes],
@@ -61,30 +60,21 @@ class Usable:
         self.of_each = [0] * len(sources)
         """how many of each source"""
         self.rows = 0
-        self._bad: set[str] = set()
-        self._stamps = self._stamped()
+        self._bad: set[int] = set()
 
     def first(self) -> Iterator[Example]:
         seen: dict[bytes, str] = {}
+        place = count()
         for number, source in enumerate(self.sources):
             for example, findings in inspected(read_all([source], self.unread), seen):
-                self.rows += 1
+                at = next(place)
                 self.odd += findings
                 if any(finding.drops for finding in findings):
-                    self._bad.add(example.source)
+                    self._bad.add(at)
                 else:
                     self.of_each[number] += 1
                     yield example
-        self.rows += len(self.unread)
+        self.rows = next(place) + len(self.unread)
 
     def __iter__(self) -> Iterator[Example]:
-        """UserError where a file is not the one that was read first."""
-        yield from (example for example in read_all(self.sources, []) if example.source not in self._bad)
-        for file, stamp in self._stamped().items():
-            if stamp != self._stamps.get(file):
-                raise UserError(f"{file} was changed while it was read: start again when it is complete")
-
-    def _stamped(self) -> dict[Path, tuple[int, int]]:
-        """When each file was changed, and its size."""
-        files = [file for source in self.sources for file in find_files(source.name) or []]
-        return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+        return (example for at, example in enumerate(read_all(self.sources, [])) if at not in self._bad)

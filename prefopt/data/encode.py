@@ -251,8 +251,7 @@ class Encoder:
         written = tuple(control.content for control in self.controls)
         content, private, count, chats, begun = xxhash.xxh3_128(), set[int](), 0, 0, 0
         for count, example in enumerate(examples, 1):  # noqa: B007
-            responses = [(response.content, response.score) for response in example.responses]
-            content.update(json.dumps((example.prompt, responses, example.source)).encode() + b"\n")
+            content.update(_written(example))
             text = "".join(_texts(example))
             private.update(map(ord, () if text.isascii() else PRIVATE.findall(text)))
             chats += example.is_chat
@@ -263,7 +262,8 @@ class Encoder:
     def encode(self, examples: Iterable[Example], survey: Survey | None = None) -> EncodedData:
         """The examples that can be trained on, cut to fit, and an account of the rest. Cached by content.
 
-        ``survey`` is theirs, where it is known; without it they are gone through twice.
+        ``survey`` is theirs, where it is known; without it they are gone through twice. UserError where they are not
+        those of the survey.
         """
         survey = survey or self.survey(examples)
         notes = self.prepare(survey)
@@ -274,14 +274,17 @@ class Encoder:
 
     def _encode(self, examples: Iterable[Example], survey: Survey, writer: Writer) -> EncodedData:
         """Writes what can be trained on, and tells of the rest."""
-        data, odd = EncodedData(), []
+        data, odd, content = EncodedData(), [], xxhash.xxh3_128()
         for part in self.parts(examples, survey):
             odd += part.findings
+            content.update(b"".join(map(_written, part.examples)))
             for draft in part.drafts:
                 kept = self.keep(draft, part.examples[draft.index - part.start], data)
                 if kept is not None:
                     writer.add(kept, draft.index)
                     data.counts["kept"] += 1
+        if content.hexdigest() != survey.content:
+            raise UserError("the data changed while they were read: start again when they are complete")
         data.findings = [*odd, *data.findings]
         data.counts.update(finding.kind for finding in data.findings)
         data.counts.update(given=survey.count, kept=0)
@@ -429,6 +432,12 @@ def _bos(tokenizer: Any) -> np.ndarray:
     bare, full = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return np.array(full[:start], np.int32)
+
+
+def _written(example: Example) -> bytes:
+    """All that an example says, for a hash."""
+    responses = [(response.content, response.score) for response in example.responses]
+    return json.dumps((example.prompt, responses, example.source)).encode() + b"\n"
 
 
 def _texts(example: Example) -> Iterator[str]:

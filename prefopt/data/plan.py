@@ -55,14 +55,16 @@ def units(examples: Sequence[Encoded], unit: Unit) -> Chosen:
 
 
 class Pick(NamedTuple):
-    """Some responses of an example, by their numbers; ``scores`` are new ones."""
+    """Some responses of an example, by their numbers, or all of it as it is; ``scores`` are new ones."""
 
-    chosen: Sequence[int]
+    chosen: Sequence[int] | None
     scores: tuple[float, ...] | None = None
 
     def of(self, example: Encoded) -> Encoded:
         """``example`` with these responses."""
         chosen = self.chosen
+        if chosen is None:
+            return example
         return Encoded(
             example.prompt,
             tuple([example.responses[i] for i in chosen]),
@@ -72,13 +74,6 @@ class Pick(NamedTuple):
             xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}".encode()),
             example.prompt_key,
         )
-
-
-class Whole(Pick):
-    """The example as it is."""
-
-    def of(self, example: Encoded) -> Encoded:
-        return example
 
 
 Scores = Sequence[float | None]
@@ -96,7 +91,7 @@ def _ranking(s: Scores) -> list[Pick]:
 
 def _responses(s: Scores) -> list[Pick]:
     if len(s) == 1:
-        return [] if s[0] is None else [Whole((0,))]
+        return [] if s[0] is None else [Pick(None)]
     if s[0] is None or s[-1] is None or s[0] <= s[-1]:
         return []
     return [Pick((0,), (1.0,)), Pick((len(s) - 1,), (0.0,))]

@@ -1,12 +1,14 @@
 """Many encoded examples in little memory: a few flat arrays, from which one is made whenever it is asked for.
 
-In a file each array is mapped, not read: what is looked at comes into memory, and goes when that is needed.
+The token ids, which are nearly all of it, stay in a file; of the rest 150 bytes a pair are held.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise, starmap
 from pathlib import Path
 from struct import Struct
@@ -32,6 +34,22 @@ NUMBER, SCORE = Struct("=q"), Struct("=d")  # as COLUMNS has them
 AT_ONCE = 2**20
 
 
+ANY_NAME = "surrogatepass"  # a file's name need not be text
+
+
+class Unwritable(Exception):
+    """Where encoded data are to be written they cannot be."""
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """What the system refuses within this block is Unwritable."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(str(error)) from error
+
+
 class Shelf(Sequence[Encoded]):
     """Examples by their number; read-only.
 
@@ -45,7 +63,7 @@ class Shelf(Sequence[Encoded]):
             key='0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a', prompt_key='0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b')
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray]):
+    def __init__(self, columns: Mapping[str, Any]):
         self._of = columns
 
     def __len__(self) -> int:
@@ -67,7 +85,7 @@ class Shelf(Sequence[Encoded]):
         of = self._of
         first, end = of["first"][i : i + 2].tolist()
         bounds = of["bounds"][first : end + 1]
-        signed = of["ids"][bounds[0] : bounds[-1]]
+        signed = of["ids"][int(bounds[0]) : int(bounds[-1])]
         ids, scored = signed ^ (signed >> 31), signed >= 0  # ~id where negative
         prompt, *parts = starmap(slice, pairwise((bounds - bounds[0]).tolist()))
         source, end_of_source = of["source_bounds"][i : i + 2].tolist()
@@ -76,7 +94,7 @@ class Shelf(Sequence[Encoded]):
             tuple([ids[part] for part in parts]),
             tuple([scored[part] for part in parts]),
             tuple([None if math.isnan(score) else score for score in of["scores"][first + 1 : end].tolist()]),
-            of["sources"][source:end_of_source].tobytes().decode(),
+            of["sources"][source:end_of_source].tobytes().decode("utf-8", ANY_NAME),
             of["keys"][16 * i : 16 * i + 16].tobytes().hex(),
             of["prompt_keys"][16 * i : 16 * i + 16].tobytes().hex(),
         )
@@ -85,7 +103,7 @@ class Shelf(Sequence[Encoded]):
 class Writer:
     """Takes one example after another. ``opened`` gives what each column is written to.
 
-    OSError where that has no room.
+    Unwritable, not OSError, where that has no room: who adds an example may be reading another file.
     """
 
     def __init__(self, opened: Callable[[str], IO[bytes]]):
@@ -99,7 +117,7 @@ class Writer:
         parts = [example.prompt]
         for ids, scored in zip(example.responses, example.scored, strict=True):
             parts.append(ids if scored.all() else np.where(scored, ids, ~ids))
-        source = example.source.encode()
+        source = example.source.encode("utf-8", ANY_NAME)
         self._parts += len(parts)
         self._characters += len(source)
         waiting = self._waiting
@@ -125,25 +143,37 @@ class Writer:
         return Shelf({name: np.frombuffer(file.getbuffer(), COLUMNS[name]) for name, file in files.items()})
 
     def close(self) -> None:
-        """Writes what is left to write; OSError where it has no room."""
+        """Writes what is left to write."""
         self._flush()
-        for file in self._files.values():
-            file.close()
+        with writing():
+            for file in self._files.values():
+                file.close()
 
     def _flush(self) -> None:
-        for name, some in self._waiting.items():
-            self._files[name].write(some)
-            some.clear()
+        with writing():
+            for name, some in self._waiting.items():
+                self._files[name].write(some)
+                some.clear()
 
 
-def mapped(folder: Path) -> Shelf:
-    """What was written to files of the columns' names in ``folder``."""
-    return Shelf({name: _mapped(folder / name, kind) for name, kind in COLUMNS.items()})
+def read(folder: Path) -> Shelf:
+    """What was written to files of the columns' names in ``folder``; the ids stay there."""
+    of: dict[str, Any] = {name: np.fromfile(folder / name, kind) for name, kind in COLUMNS.items() if name != "ids"}
+    return Shelf(of | {"ids": OnDisk((folder / "ids").open("rb"), COLUMNS["ids"])})
 
 
-def _mapped(file: Path, kind: Any) -> np.ndarray:
-    """An empty file cannot be mapped."""
-    return np.memmap(file, kind, "r").view(np.ndarray) if file.stat().st_size else np.empty(0, kind)
+class OnDisk:
+    """Numbers in a file, of which a slice is read when it is asked for, by any thread.
+
+    Not mapped: pages that were looked at would count as the process's memory.
+    """
+
+    def __init__(self, file: IO[bytes], kind: Any):
+        self._file, self._kind = file, np.dtype(kind)
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        size, count = self._kind.itemsize, at.stop - at.start
+        return np.frombuffer(os.pread(self._file.fileno(), size * count, size * at.start), self._kind, count)
 
 
 class Chosen(Sequence[Encoded]):

@@ -1,7 +1,7 @@
 """``prefopt sweep``: one run for each combination of settings, and all of them on the axes of reward and KL.
 
 A run of a sweep is an ordinary one: the same code, and a folder of its own in ``out``. They share the reference
-store, so the reference is asked once, and the data, which are read once. Beside the runs' folders stand
+store, so the reference is asked once, and the data. Beside the runs' folders stand
 
 results.json    {"runs": [{"name": "beta-0.1", "settings": {"beta": 0.1}, "status": "done", "steps": 100, "training":
                 ..., "held_out": ..., "estimate": {"kl": {"value": 2.1, "low": 1.8, "high": 2.4}, ...}}, ...],

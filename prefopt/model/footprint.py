@@ -7,6 +7,7 @@ real ones. Which architecture it is, and how wide its layers are, need not be kn
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from prefopt.model.quiet import quiet
 
 NAME = "prefopt_footprint"
-TOKENS = 64, 128
+TOKENS = 32, 64
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def kept_a_token(model: Any, dtype: torch.dtype) -> int | None:
 
         complaints.disabled = True
         with quiet(), FakeTensorMode():
-            module = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
+            module = AutoModelForCausalLM.from_config(deepcopy(model), dtype=torch.float32)  # it is told of NAME
             module.set_attn_implementation(NAME)
             few, more = (_kept(module, n, dtype) for n in TOKENS)
     except Exception as error:  # whatever an architecture's own code may raise

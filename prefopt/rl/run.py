@@ -227,7 +227,7 @@ def description(job: Job, method: PPO) -> str:
     each = schedule.batch_size * method.samples
     updates = method.passes * min(method.minibatches, schedule.batch_size)
     # beside the policy: the value model, which is trained like it, and the reference, which is only weights
-    memory = 2 * job.memory() + 4 * job.parameters
+    memory = job.running() + 2 * job.memory() + 4 * job.parameters
     rows = {
         "model": f"{config.model}, {size(job.parameters)} parameters, and a value model like it",
         "method": repr(method),

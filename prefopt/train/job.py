@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Job:
         )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
-        budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token())
+        budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)
         job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)
         return job
 
@@ -139,6 +140,7 @@ class Job:
         config, schedule = self.config, self.schedule
         per_epoch = sum(example.tokens for example in self.data.train)
         held_out = f", {len(self.data.held_out):,} held out" if self.data.held_out else ""
+        memory = size(self.running() + self.memory())
         longest = f"{self.data.longest:,} of at most {config.max_length or 'any'}"
         rows = {
             "model": f"{config.model}, {size(self.parameters)} parameters",
@@ -147,21 +149,25 @@ class Job:
             "tokens": f"{per_epoch:,} an epoch; longest sequence {longest}",
             "steps": f"{schedule.steps:,} of {schedule.batch_size} examples ({config.epochs:g} epochs)",
             "learning rate": f"{schedule.peak:g}, {schedule.warmup} steps of warm-up, then {schedule.decay}",
-            "memory": f"about {size(self.memory())}B, with {config.tokens_per_microbatch:,} tokens at once",
+            "memory": f"about {memory}B, with {config.tokens_per_microbatch:,} tokens at once",
             "writes": str(self.out),
         }
         return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 
     def memory(self) -> int:
-        """Bytes, roughly, at the peak of a step; on a CPU, Python and torch themselves are part of it."""
-        running = peak_memory() if pick_device(self.config.device).type == "cpu" else 0
+        """Bytes, roughly, of the model and the peak of a step."""
         layers = getattr(load_config(self.config.model).get_text_config(), "num_hidden_layers", 1)
         kept = max(self.config.tokens_per_microbatch or 0, recompute.at_least(self.data.longest, layers))
-        return running + self.held() + kept * self.bytes_a_token()
+        return self.held() + kept * self.bytes_a_token
+
+    def running(self) -> int:
+        """Bytes of Python, torch and the data on a CPU, where they share the memory."""
+        return peak_memory() if pick_device(self.config.device).type == "cpu" else 0
 
     def held(self) -> int:
         return defaults.held(self.parameters, self.config.optimizer)
 
+    @cached_property
     def bytes_a_token(self) -> int:
         dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
         return defaults.bytes_a_token(load_config(self.config.model), dtype)

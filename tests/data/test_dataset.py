@@ -49,17 +49,19 @@ def test_what_is_left_out_shifts_no_weight(tmp_path):
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    file = write(tmp_path / "a.jsonl", pairs(3))
+    write(tmp_path / "a.jsonl", pairs(3))
+    write(tmp_path / "b.jsonl", pairs(3, 5))
     encoder = Encoder(byte_level())
     prepare = encoder.prepare
+    for change in (lambda: write(tmp_path / "a.jsonl", pairs(4)), (tmp_path / "b.jsonl").unlink):
 
-    def meanwhile(survey):
-        write(tmp_path / "a.jsonl", pairs(4))
-        return prepare(survey)
+        def meanwhile(survey, change=change):
+            change()
+            return prepare(survey)
 
-    monkeypatch.setattr(encoder, "prepare", meanwhile)
-    with pytest.raises(UserError, match=r"a\.jsonl was changed while it was read"):
-        encoded([file], None, encoder)
+        monkeypatch.setattr(encoder, "prepare", meanwhile)
+        with pytest.raises(UserError, match="the data changed while they were read"):
+            encoded([str(tmp_path / "*.jsonl")], None, encoder)
     assert not [kept for kept in (tmp_path / "cache").iterdir() if kept.name.startswith("encoded-")]
 
 

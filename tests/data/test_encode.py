@@ -546,20 +546,66 @@ def test_the_cache_holds_json_and_plain_arrays_only():
 def test_a_full_disk_midway_leaves_no_trace_and_no_example_out(monkeypatch, caplog):
     rows = [text(f"What is {i}?", source=f"f.jsonl:{i}") for i in range(30)]
     whole = Encoder(byte_level()).encode(rows)
-    added = []
+    written = []
 
-    class Full(Writer):
-        def add(self, example, given):
-            added.append(given)
-            if len(added) == 20:
+    class Full:
+        def __init__(self, file):
+            self.file, self.close = file, file.close
+
+        def write(self, some):
+            written.append(some)
+            if len(written) == 20:
                 raise OSError(28, "No space left on device")
-            super().add(example, given)
+            return self.file.write(some)
 
-    monkeypatch.setattr(cache, "Writer", Full)
+    def writer(opened):
+        files = {name: opened(name) for name in COLUMNS}
+        return Writer(lambda name: files[name] if isinstance(files[name], BytesIO) else Full(files[name]))
+
+    monkeypatch.setattr(cache, "Writer", writer)
+    monkeypatch.setattr("prefopt.data.shelf.AT_ONCE", 100)
     with caplog.at_level("WARNING"):
         equal(Encoder(byte_level(), max_length=500).encode(rows), whole)
     assert "No space left" in caplog.text
     assert len(list(cache.folder().iterdir())) == 1
+
+
+def test_an_error_of_the_data_is_not_the_caches(caplog):
+    class Gone:
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            yield text("Hello")
+            if self.readings == 2:
+                raise ConnectionError("Server disconnected")
+
+    gone = Gone()
+    with pytest.raises(ConnectionError):
+        Encoder(byte_level()).encode(gone)
+    assert gone.readings == 2 and not caplog.text and not list(cache.folder().iterdir())
+
+
+def test_data_that_are_not_what_they_were_are_refused_and_not_kept():
+    encoder = Encoder(byte_level())
+    with pytest.raises(UserError, match="the data changed while they were read"):
+        encoder.encode(iter([text("Hello")]))  # the second time there is nothing
+    assert not list(cache.folder().iterdir())
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_what_another_process_kept_meanwhile_stays_if_it_is_sound(sound, monkeypatch):
+    encoder, rows = Encoder(byte_level()), [text("Hello")]
+    whole = encoder.encode(rows)
+    (kept,) = cache.folder().iterdir()
+    inode = kept.stat().st_ino
+    if not sound:
+        (kept / "ids").unlink()
+    monkeypatch.setattr(cache, "load", lambda key: None)
+    equal(encoder.encode(rows), whole)
+    (after,) = cache.folder().iterdir()
+    assert (after.stat().st_ino == inode) == sound
+    monkeypatch.undo()
 
 
 def test_all_that_an_example_holds_is_read_back():
@@ -567,7 +613,7 @@ def test_all_that_an_example_holds_is_read_back():
     ids = [np.arange(n, dtype=np.int32) for n in (3, 4, 1)]
     masks = [np.ones(3, bool), np.array([True, False, False, True]), np.array([True])]
     given = [
-        Encoded(ids[1], (*ids,), (*masks,), (2.0, 0.5, -1.0), "préfs.jsonl:1", "0a" * 16, "00" * 16),
+        Encoded(ids[1], (*ids,), (*masks,), (2.0, 0.5, -1.0), "préfs\udce9.jsonl:1", "0a" * 16, "00" * 16),
         Encoded(ids[0], (ids[1],), (masks[1],), (None,), "", "ff" * 16, "1b" * 16),
     ]
     writer = Writer(lambda column: BytesIO())

@@ -176,7 +176,7 @@ def test_the_budget_that_a_run_began_with_stays_when_it_is_resumed(given, tmp_pa
 
 
 def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
-    """A 7B model: 16 bytes a weight, and 34 widths a token and layer in two bytes."""
+    """16 bytes a weight, and 34 widths a token and layer of 7B in two bytes."""
     memory = SimpleNamespace(total_memory=150 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     gpu, each = torch.device("cuda"), 2 * 34 * 4096 * 32
