@@ -2,7 +2,7 @@
 
 Along four axes, one at a time: pairs of a file (read, checked, encoded, planned), tokens of the prompt,
 responses to a prompt, and tokens of the vocabulary (one training step of prefopt each). Time should be
-linear in all of them, and memory flat in the number of pairs but for the pairs themselves.
+linear in all of them, and memory flat in the number of pairs.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prefopt.threads import share_the_cores
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -101,6 +103,8 @@ def sample(**asked: Any) -> dict[str, Any]:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    if asked.get("scheme", "prefopt") == "prefopt":
+        share_the_cores()  # as its command line does
     import torch
 
     torch.set_num_threads(asked.pop("threads"))

@@ -1,6 +1,6 @@
 """Many encoded examples in little memory: a few flat arrays, from which one is made whenever it is asked for.
 
-The token ids, which are nearly all of it, stay in a file; of the rest 150 bytes a pair are held.
+The token ids, which are nearly all of it, stay in a file; of the rest some 150 bytes a pair are held.
 """
 
 from __future__ import annotations
