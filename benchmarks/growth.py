@@ -57,22 +57,27 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def plot(points: dict[str, list[dict[str, Any]]], file: Path) -> None:
-    """Time and memory against each axis, both logarithmic; a dotted line is proportional growth."""
+    """Time, logarithmic, and memory, from nothing on, against each axis; a dotted line is proportional growth."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, len(points), figsize=(3.2 * len(points), 5), squeeze=False, sharex="col")
+    most = max((point.get("memory", 0) for found in points.values() for point in found), default=0) / 1e9
     for column, (axis, found) in enumerate(points.items()):
         good = [point for point in found if "failed" not in point]
         x = [point["value"] for point in good]
         for row, (what, unit) in enumerate((("seconds", 1.0), ("memory", 1e9))):
             y = [point[what] / unit for point in good]
-            grid[row][column].loglog(x, y, "o-", base=10)
+            draw = grid[row][column].loglog if what == "seconds" else grid[row][column].semilogx
+            draw(x, y, "o-", base=10)
             if good and what == "seconds":
                 grid[row][column].loglog(x, [y[0] * value / x[0] for value in x], "k:", linewidth=0.8)
         grid[1][column].set_xlabel(axis)
+        grid[1][column].set_ylim(0, 1.1 * most or None)
+        grid[1][column].set_xticks(x, [f"{n // 1024}k" if n % 1024 == 0 else f"{n:,}" for n in x], rotation=45)
+        grid[1][column].minorticks_off()
     grid[0][0].set_ylabel("seconds")
     grid[1][0].set_ylabel("peak memory, GB")
     figure.tight_layout()
