@@ -250,7 +250,8 @@ class Encoder:
         """Goes through all of them, holding none."""
         written = tuple(control.content for control in self.controls)
         content, private, count, chats, begun = xxhash.xxh3_128(), set[int](), 0, 0, 0
-        for count, example in enumerate(examples, 1):  # noqa: B007
+        for example in examples:
+            count += 1
             content.update(_written(example))
             text = "".join(_texts(example))
             private.update(map(ord, () if text.isascii() else PRIVATE.findall(text)))

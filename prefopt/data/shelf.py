@@ -32,8 +32,7 @@ COLUMNS: dict[str, Any] = {
 
 NUMBER, SCORE = Struct("=q"), Struct("=d")  # as COLUMNS has them
 AT_ONCE = 2**20
-
-
+"""bytes of ids that are written together"""
 ANY_NAME = "surrogatepass"  # a file's name need not be text
 
 
@@ -50,7 +49,24 @@ def writing() -> Iterator[None]:
         raise Unwritable(str(error)) from error
 
 
-class Shelf(Sequence[Encoded]):
+class Lazy(Sequence[Encoded]):
+    """Examples, each made anew when it is asked for; a slice of them is a list."""
+
+    def made(self, i: int) -> Encoded:
+        """The one with the number ``i``, from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, at: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Encoded]: ...
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return self.made(range(len(self))[at])  # negative ones too, and IndexError
+
+
+class Shelf(Lazy):
     """Examples by their number; read-only.
 
     >>> from io import BytesIO
@@ -74,14 +90,7 @@ class Shelf(Sequence[Encoded]):
         """[n] which of the examples that were given each one is."""
         return self._of["given"]
 
-    @overload
-    def __getitem__(self, at: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Encoded]: ...
-    def __getitem__(self, at):
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        i = range(len(self))[at]  # negative ones too, and IndexError
+    def made(self, i: int) -> Encoded:
         of = self._of
         first, end = of["first"][i : i + 2].tolist()
         bounds = of["bounds"][first : end + 1]
@@ -176,7 +185,7 @@ class OnDisk:
         return np.frombuffer(os.pread(self._file.fileno(), size * count, size * at.start), self._kind, count)
 
 
-class Chosen(Sequence[Encoded]):
+class Chosen(Lazy):
     """Some of ``examples``, in an order of their own, or what ``make`` makes of the one at each place.
 
     >>> list(Chosen("abc", np.array([2, 0]))), Chosen("abc", np.array([2, 0]))[1:]
@@ -189,15 +198,6 @@ class Chosen(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self.at)
 
-    @overload
-    def __getitem__(self, at: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Encoded]: ...
-    def __getitem__(self, at):
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        example = self.examples[int(self.at[at])]
-        return example if self._make is None else self._make(example, range(len(self))[at])
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (self[i] for i in range(len(self)))
+    def made(self, i: int) -> Encoded:
+        example = self.examples[int(self.at[i])]
+        return example if self._make is None else self._make(example, i)
