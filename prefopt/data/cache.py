@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -52,6 +54,7 @@ def keep(key: str, fill: Fill) -> EncodedData:
     try:
         with writing():
             folder().mkdir(parents=True, exist_ok=True)
+            _sweep()
             aside = tempfile.TemporaryDirectory(dir=folder(), prefix=".writing-", ignore_cleanup_errors=True)
         with aside, ExitStack() as files:
             return _kept(Path(aside.name), key, fill, files)
@@ -83,6 +86,14 @@ def _kept(aside: Path, key: str, fill: Fill, files: ExitStack) -> EncodedData:
             os.rename(new, _path(key))
         data.examples = read(_path(key))
     return data
+
+
+def _sweep() -> None:
+    """What processes that were killed had begun to write, more than a day ago."""
+    for begun in folder().glob(".writing-*"):
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - begun.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(begun, ignore_errors=True)
 
 
 def load(key: str) -> EncodedData | None:

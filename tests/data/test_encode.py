@@ -1,6 +1,7 @@
 """Encoding, against what the tokenizer and the template themselves say; tokenizers are made on the spot."""
 
 import json
+import os
 from io import BytesIO
 
 import numpy as np
@@ -606,6 +607,16 @@ def test_what_another_process_kept_meanwhile_stays_if_it_is_sound(sound, monkeyp
     (after,) = cache.folder().iterdir()
     assert (after.stat().st_ino == inode) == sound
     monkeypatch.undo()
+
+
+def test_what_a_killed_process_began_to_write_goes_after_a_day():
+    cache.folder().mkdir()
+    old, new = (cache.folder() / f".writing-{name}" for name in ("old", "new"))
+    for begun in (old, new):
+        (begun / "new").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    Encoder(byte_level()).encode([text("Hello")])
+    assert not old.exists() and new.exists()
 
 
 def test_all_that_an_example_holds_is_read_back():
