@@ -23,6 +23,7 @@ BATCHES = {
     "hh": (8, 16, 64),
     "sweep": (8,),
     "hh-longest": (8,),
+    "hh-bf16": (8,),
     "ultrafeedback": (8,),
     "ranking": (24,),
     "long": (4,),
@@ -104,6 +105,7 @@ def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[st
                 record = measured(
                     args.threads, args.timeout, work="steps", folder=folder, scheme=scheme,
                     batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once, device=args.device,
+                    dtype="bfloat16" if args.device == "cuda" or name == "hh-bf16" else "float32",
                     betas=BETAS if name == "sweep" else (0.1,),
                 )  # fmt: skip
                 yield record | {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
@@ -116,7 +118,8 @@ def _schemes(args: argparse.Namespace, batch: int) -> list[str]:
 
 
 def _workloads(args: argparse.Namespace) -> list[str]:
-    return [name for name in args.workloads if name != "ultrafeedback" or args.ultrafeedback]
+    same = {"hh-bf16"} if args.device == "cuda" else set()  # as hh
+    return [n for n in args.workloads if n not in same and (n != "ultrafeedback" or args.ultrafeedback)]
 
 
 def _left_out(args: argparse.Namespace) -> list[str]:

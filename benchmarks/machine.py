@@ -37,10 +37,10 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def matmul_peak(device: str = "cpu", repeats: int = 5) -> float:
-    """FLOP/s of a large matrix product, fp32 on a CPU and bf16 on a GPU: the best of some, after one that warms up."""
-    size, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+def matmul_peak(device: str = "cpu", dtype: str = "float32", repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product: the best of some, after one that warms up."""
+    size = 2048 if device == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=getattr(torch, dtype))
     seconds = []
     for _ in range(repeats + 1):
         began = now()

@@ -33,14 +33,17 @@ def measured(threads: int, timeout: float | None = None, **asked: Any) -> dict[s
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def steps(folder: str, scheme: str, batch_size: int, steps: int, device: str, **options: Any) -> dict[str, Any]:
+def steps(
+    folder: str, scheme: str, batch_size: int, steps: int, device: str, dtype: str, **options: Any
+) -> dict[str, Any]:
     """Losses, seconds, peak memory of ``steps`` training steps, and what the machine could do just after them."""
     from transformers import AutoConfig
 
     from benchmarks import machine, workloads
     from benchmarks.schemes import SCHEMES, Task
 
-    task = Task(Path(folder, "model"), workloads.load(Path(folder)), batch_size, steps, device=device, **options)
+    pairs = workloads.load(Path(folder))
+    task = Task(Path(folder, "model"), pairs, batch_size, steps, device=device, dtype=dtype, **options)
     others, began = machine.Others(), time.perf_counter()
     run = SCHEMES[scheme](task)
     record = {
@@ -50,7 +53,7 @@ def steps(folder: str, scheme: str, batch_size: int, steps: int, device: str, **
         "whole_seconds": time.perf_counter() - began,
         "memory": machine.peak_memory(),
         "others": others.cores(),
-        "peak_flops": machine.matmul_peak(device),
+        "peak_flops": machine.matmul_peak(device, dtype),
     }
     config = AutoConfig.from_pretrained(task.model)
     return record | {

@@ -9,8 +9,9 @@
 ``padded``            the scheme of the DPO paper's code: chosen and rejected in one padded batch, whole
                       logits, the reference beside the policy
 
-All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU the weights stay in
-fp32, and what is computed is bf16. TRL gets token ids where it would tokenize; nothing else of it is changed.
+All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU, and in the workload
+``hh-bf16``, the weights stay in fp32, and what is computed is bf16. TRL gets token ids where it would tokenize;
+nothing else of it is changed.
 """
 
 from __future__ import annotations
@@ -45,12 +46,9 @@ class Task:
     betas: Sequence[float] = (0.1,)
     rate: float = 1e-4
     device: str = "cpu"
+    dtype: str = "float32"  # what is computed in
     tokens_at_once: int | None = None  # prefopt's; None: its default
     pairs_at_once: int = 2  # trl-best's
-
-    @property
-    def dtype(self) -> str:
-        return "float32" if self.device == "cpu" else "bfloat16"
 
     @property
     def batches(self) -> list[Sequence[Encoded]]:

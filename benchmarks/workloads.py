@@ -3,6 +3,7 @@
 ``hh``          pairs of a preference file, or made ones with lengths like those of Anthropic's HH; 8k vocabulary
 ``sweep``       the same, trained with each of four β, from loading the model to the last step
 ``hh-longest``  the same, with the file's longest pair in the first batch: a run's peak memory is its worst batch's
+``hh-bf16``     hh, computed in bf16, for which some processors have products that are several times as fast
 ``ultrafeedback``  pairs of another file: long answers to short prompts, so less is shared
 ``ranking``     4 responses to a prompt, as the 3 pairs of the best with each other one
 ``long``        a prompt of 4k tokens with two short responses
@@ -168,7 +169,7 @@ def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts
 _MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
     "ranking": _rankings, "long": _long, "vocabulary": _pairs,
 }  # fmt: skip
-NAMES = ("hh", "sweep", "hh-longest", "ultrafeedback", *_MADE)
+NAMES = ("hh", "sweep", "hh-longest", "hh-bf16", "ultrafeedback", *_MADE)
 
 
 def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:

@@ -134,3 +134,11 @@ def test_bfloat16_is_computed_in_and_the_weights_stay_float32(llama):
     off = (narrow.token - wide.token).abs()
     assert 1e-4 < off.max() < 0.5  # bfloat16 was in fact computed in, and is near
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in llama.parameters())
+
+
+def test_in_bfloat16_a_cpu_attends_in_float32(llama, monkeypatch):
+    lm, seen = LanguageModel(llama, "tree", torch.bfloat16), []
+    whole = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda q, *rest: seen.append(q.dtype) or whole(q, *rest))
+    lm.score(lm.pack(random_examples(lm, LONG)))
+    assert set(seen) == {torch.float32}
