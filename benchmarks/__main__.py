@@ -16,7 +16,7 @@ from benchmarks import TRL_AT_ONCE, report
 from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
-SCHEMES = ("prefopt", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
+SCHEMES = ("prefopt", "prefopt-compiled", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
 BETAS = (0.05, 0.1, 0.5, 1.0)  # of the sweep
 SIZES = ("toy", "30M", "0.5B", "7B")
 BATCHES = {
@@ -113,8 +113,9 @@ def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[st
 
 def _schemes(args: argparse.Namespace, batch: int) -> list[str]:
     """What is asked for and installed; where a step is no more than TRL takes at once, one row of it is enough."""
-    same = {"trl-whole"} if batch <= TRL_AT_ONCE and "trl" in args.schemes else set()
-    return [s for s in args.schemes if s not in same and (not s.startswith("trl") or find_spec("trl"))]
+    no = {"trl-whole"} if batch <= TRL_AT_ONCE and "trl" in args.schemes else set()
+    no |= {"prefopt-compiled"} if args.device == "cpu" else set()
+    return [s for s in args.schemes if s not in no and (not s.startswith("trl") or find_spec("trl"))]
 
 
 def _workloads(args: argparse.Namespace) -> list[str]:

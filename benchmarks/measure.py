@@ -106,7 +106,7 @@ def sample(**asked: Any) -> dict[str, Any]:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    if asked.get("scheme", "prefopt") == "prefopt":
+    if asked.get("scheme", "prefopt").startswith("prefopt"):
         share_the_cores()  # as its command line does
     import torch
 

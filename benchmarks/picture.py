@@ -8,6 +8,7 @@ from benchmarks.report import Row, Rows
 
 COLOURS = {
     "prefopt": "#2a6fdb",
+    "prefopt-compiled": "#7fb0f5",
     "trl": "#c44",
     "trl-whole": "#922",
     "trl-precomputed": "#e08a4a",
@@ -43,8 +44,10 @@ def draw(found: Rows, file: Path) -> None:
     for axes in (speed, memory):
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15, y=0.02)
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    figure.legend(handles, list(COLOURS), loc="outside upper center", ncols=len(COLOURS), frameon=False)
+    drawn = {
+        name: pyplot.Rectangle((0, 0), 1, 1, color=c) for name, c in COLOURS.items() if name in {s for *_, s in found}
+    }
+    figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=len(drawn), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)

@@ -1,6 +1,7 @@
 """The ways of training that are compared. Each takes the same pairs in the same order and does the same steps.
 
 ``prefopt``           the token tree; the reference once, before the first step
+``prefopt-compiled``  the same, with what stands between the products of a layer compiled; only on a GPU
 ``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
                       activations recomputed
 ``trl-whole``         the same, with all pairs of a step at once
@@ -64,14 +65,18 @@ class Run:
     reference_seconds: float = 0.0
 
 
-def prefopt(task: Task) -> Run:
+def prefopt(task: Task, compiled: bool = False) -> Run:
     run, sums = Run(), {}
     for beta in task.betas:
-        _train(task, beta, sums, run)
+        _train(task, beta, sums, run, compiled)
     return run
 
 
-def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run) -> None:
+def prefopt_compiled(task: Task) -> Run:
+    return prefopt(task, compiled=True)
+
+
+def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
@@ -83,6 +88,11 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
     lm = load_model(str(task.model), task.dtype, task.device, longest)
     assert lm.way == "tree", lm.why
+    if compiled:
+        for layer in lm.layers:
+            for name, part in layer.named_children():
+                if "attn" not in name:  # norms and the MLP
+                    part.compile(dynamic=True)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
         began = now()
@@ -92,7 +102,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     state = TrainingState(objective, optimizer.build("adamw", lm.module.named_parameters()), Guard())
     for batch in task.batches:
         began = now()
-        run.losses.append(train_step(state, cut(objective, batch), schedule)["loss"])
+        run.losses.append(train_step(state, cut(objective, batch), schedule).read()["loss"])
         run.seconds.append(now() - began)
         state.step += 1
 
@@ -234,6 +244,7 @@ def trl_best(task: Task) -> Run:
 
 SCHEMES: dict[str, Callable[[Task], Run]] = {
     "prefopt": prefopt,
+    "prefopt-compiled": prefopt_compiled,
     "trl": trl,
     "trl-whole": trl_whole,
     "trl-precomputed": trl_precomputed,

@@ -21,6 +21,7 @@ import xxhash
 from prefopt.data.prefixes import common, grown, ids_of, string
 from prefopt.data.shelf import Chosen
 from prefopt.errors import UserError
+from prefopt.transfer import to_device
 from prefopt.types import Encoded, Preferences
 
 Unit = Literal["pair", "ranking", "response", "demonstration"]
@@ -132,8 +133,8 @@ def preferences(batch: Sequence[Encoded], unit: Unit, device: torch.device | str
         first += size
     desirable = None
     if unit == "response":
-        desirable = torch.tensor([bool(example.scores[0]) for example in batch]).to(device, non_blocking=True)
-    return Preferences(ranking.to(device, non_blocking=True), desirable)
+        desirable = to_device(torch.tensor([bool(example.scores[0]) for example in batch]), device)
+    return Preferences(to_device(ranking, device), desirable)
 
 
 def mismatched(batch: Sequence[Encoded], longest: int | None = None) -> list[Encoded]:

@@ -10,16 +10,14 @@ computed in one call. No T x T mask is ever built.
 
 On CUDA it is FlexAttention with a block mask of the same rule (flex.py).
 
-Registered under ``NAME`` with transformers' AttentionInterface and its mask interface: the mask that a
-model makes is the Tree itself, and it travels through the layers (and through their recomputation) to
-the attention function. Without a tree (generation, rows) the function is plain SDPA.
+Registered under ``NAME`` with transformers' AttentionInterface. The mask that a model is given is the Tree
+itself, and it travels through the layers (and through their recomputation) to the attention function.
+Without a tree (generation, rows) the function is plain SDPA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from copy import copy
 from functools import cached_property
 
@@ -40,8 +38,11 @@ CALL = 4096  # query-key products that cost about as much as one more call
 STRETCH = 64  # nodes; a tree whose nodes have no longer a path above them is computed in such stretches on a CPU
 
 
-class Tree:
+class Tree(BlockMask):
     """The runs of one packed batch, and the blocks they are computed in: what every layer's attention needs.
+
+    It is a BlockMask only so that transformers takes it for a finished mask and hands it on. Without a mask it would
+    look whether the positions are those of packed sequences, for which the host waits for the device.
 
     >>> tree = Tree(torch.tensor([5, 5, 3, 5, 5]))
     >>> tree.lengths, tree.ancestors, tree.blocks
@@ -53,6 +54,15 @@ class Tree:
         self._starts = np.flatnonzero(np.diff(self._end, prepend=-1))
         self._masks: dict[tuple, Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return 1, 1, len(self._end), len(self._end)
+
+    ndim = 4
+
+    def __repr__(self) -> str:
+        return f"Tree of {len(self._end)} tokens in {len(self.lengths)} runs"
 
     def plan(self, windows: Iterable[int | None], device: torch.device) -> None:
         """Work out the blocks ahead of the forward, and on CUDA the block masks of these windows."""
@@ -241,24 +251,6 @@ def _attend(q, k, v, mask, scaling, softcap) -> Tensor:
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
-_current: ContextVar[Tree | None] = ContextVar("tree", default=None)
-
-
-@contextmanager
-def reading(tree: Tree) -> Iterator[None]:
-    """Within this block a model whose attention is ``NAME`` reads its input as this tree."""
-    token = _current.set(tree)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def _mask(*args, **kwargs):
-    tree = _current.get()
-    return sdpa_mask(*args, **kwargs) if tree is None else tree
-
-
 def _forward(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
     if not isinstance(attention_mask, Tree):
         kwargs |= {} if softcap is None else {"softcap": softcap}
@@ -278,4 +270,4 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
 
 
 AttentionInterface.register(NAME, _forward)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from prefopt.transfer import to_device
+
 BLOCK = 128
 SMALLEST_HEAD = 16
 """the kernel takes no narrower heads"""
@@ -40,7 +42,7 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
     if window is not None:
         some &= at.min(1)[:, None] - at.max(1)[None, :] < window
         full &= at.max(1)[:, None] - at.min(1)[None, :] < window
-    ends_there, at_there = (torch.from_numpy(x).to(device, non_blocking=True) for x in (ends, at.reshape(-1)))
+    ends_there, at_there = (to_device(torch.from_numpy(x), device) for x in (ends, at.reshape(-1)))
 
     def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         visible = (j <= i) & (i < ends_there[j])
@@ -54,7 +56,7 @@ def _listed(wanted: np.ndarray, device: torch.device | str) -> tuple[Tensor, Ten
     """[n, n] bool -> how many key blocks each query block looks at [1, 1, n], and which, these first [1, 1, n, n]."""
     count, order = wanted.sum(1), np.argsort(~wanted, axis=1, kind="stable")
     counted, listed = (torch.from_numpy(x.astype(np.int32))[None, None] for x in (count, order))
-    return counted.to(device, non_blocking=True), listed.to(device, non_blocking=True)
+    return to_device(counted, device), to_device(listed, device)
 
 
 @cache

@@ -134,10 +134,7 @@ class LanguageModel:
         """[T, H] (or [R·L, H]): what the head reads; ``room`` as for ``logprobs``."""
         body = self.bare.base_model
         with recomputing(self.layers[: self._recomputed(batch, room)]):
-            if batch.tree is None:
-                return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
-            with attention.reading(batch.tree.read_once()):
-                return body(**self._inputs(batch)).last_hidden_state[0]
+            return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
 
     def _recomputed(self, batch: PackedBatch, room: int | None) -> int:
         """How many of the first layers keep only what goes into them."""
@@ -145,12 +142,11 @@ class LanguageModel:
             return 0
         return how_many(batch.ids.numel(), room, len(self.layers))
 
-    def _inputs(self, batch: PackedBatch) -> dict[str, Tensor | bool]:
-        inputs: dict[str, Tensor | bool] = {"input_ids": batch.ids, "use_cache": False}
+    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
         if self.takes_positions:
             inputs["position_ids"] = batch.positions.clamp(min=0)
-        if batch.subtree_end is None:
-            inputs["attention_mask"] = (batch.positions >= 0).long()
+        inputs["attention_mask"] = (batch.positions >= 0).long() if batch.tree is None else batch.tree.read_once()
         return inputs
 
     def _head(self) -> Head:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from prefopt.model.attention import Tree
+from prefopt.transfer import to_device
 from prefopt.types import Encoded, PackedBatch
 
 
@@ -140,7 +141,7 @@ def _sortable(rows: np.ndarray) -> np.ndarray:
 
 def _batch(ids, positions, subtree_end, source, scored, device) -> PackedBatch:
     def to(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(device, non_blocking=True)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array, np.int64)), device)
 
     return PackedBatch(
         ids=to(ids),

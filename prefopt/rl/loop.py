@@ -16,7 +16,7 @@ from prefopt.model.subnormal import flushed_to_zero
 from prefopt.rl import ppo
 from prefopt.rl.rollout import Cast, Rollouts, groups, packed, token_indices
 from prefopt.train.guard import Guard
-from prefopt.train.loop import Schedule
+from prefopt.train.loop import Figures, Schedule
 from prefopt.train.metrics import Metrics
 from prefopt.train.optimizer import learning_rate, set_learning_rate
 from prefopt.types import Encoded
@@ -87,7 +87,7 @@ def lessons(rollouts: Rollouts, method: PPO, kl_coef: float) -> Lessons:
 
 
 @flushed_to_zero()
-def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, method: PPO) -> dict[str, float]:
+def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, method: PPO) -> Figures:
     """Answer the prompts, learn from it, and say how it went. ``state.step`` steps are done before."""
     generator = method.generator(state.cast, state.encoder, schedule.seed, 1, state.step)
     rollouts = state.cast.roll_out(asked, method.samples, generator)
@@ -108,7 +108,7 @@ def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, meth
         "tokens": sum(example.tokens for example in rollouts.examples),
     }
     state.kl_coef = method.controller(state.kl_coef, described["kl"], len(rollouts.length))
-    return values
+    return Figures.known(values)
 
 
 def _minibatches(examples: list[Encoded], method: PPO, seed: int, step: int) -> Iterator[list[Encoded]]:

@@ -23,6 +23,7 @@ from prefopt.model.language_model import LanguageModel, Way
 from prefopt.model.load import from_folder, load_config, pick_device, pick_dtype, without_dropout
 from prefopt.model.probe import random_examples
 from prefopt.model.quiet import quiet
+from prefopt.transfer import to_device
 from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
@@ -104,7 +105,7 @@ class RewardObjective:
 
     def ready(self, batch: Sequence[Encoded]) -> Compared:
         """A micro-batch in the form in which the model and the loss read it."""
-        given = torch.tensor([s or 0.0 for e in batch for s in e.scores]).to(self.lm.device, non_blocking=True)
+        given = to_device(torch.tensor([s or 0.0 for e in batch for s in e.scores]), self.lm.device)
         ranking = plan.preferences(batch, self.loss.unit, self.lm.device).ranking
         return Compared(self.lm.pack(ended(batch)), given, ranking)
 

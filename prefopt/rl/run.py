@@ -80,7 +80,7 @@ def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     ):
         trackers.start(job.out.name, job.config, state.step)
         recorder = Recorder(job, method, state, file, trackers, display, stop, reference_is, resumed_at)
-        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, recorder.pause)
+        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested, recorder.pause)
         try:
             asked = batches(job.data.train, job.schedule, state.step)
             repeat(partial(ppo_step, method=method), state, asked, job.schedule, hooks)

@@ -32,9 +32,15 @@ class Guard:
 
     def admits(self, step: int, loss: float, grad_norm: float) -> bool:
         """False: leave this update out. RunFailed after ``patience`` of them in a row."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
+        made = math.isfinite(loss) and math.isfinite(grad_norm)
+        self.saw(step, made, loss, grad_norm)
+        return made
+
+    def saw(self, step: int, made: bool, loss: float, grad_norm: float) -> None:
+        """Takes note of a step whose update was ``made``, or was left out where that was decided, on the device."""
+        if made:
             self.in_a_row = 0
-            return True
+            return
         self.in_a_row += 1
         self.skipped += 1
         log.warning("step %d skipped: loss %g, gradient norm %g (%d in a row)", step, loss, grad_norm, self.in_a_row)
@@ -44,4 +50,3 @@ class Guard:
                 "the weights are as before the first: lower --learning-rate, lengthen --warmup-steps, or check the "
                 "model and its dtype"
             )
-        return False

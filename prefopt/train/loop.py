@@ -20,10 +20,10 @@ from prefopt.data import plan
 from prefopt.model.subnormal import flushed_to_zero
 from prefopt.train.ahead import ahead
 from prefopt.train.guard import Guard
-from prefopt.train.metrics import Metrics
+from prefopt.train.metrics import Metrics, averages
 from prefopt.train.objective import Objective, Ready
 from prefopt.train.optimizer import Schedule as Decay
-from prefopt.train.optimizer import learning_rate, set_learning_rate
+from prefopt.train.optimizer import learning_rate, set_learning_rate, step_if
 from prefopt.types import Encoded
 
 
@@ -57,19 +57,31 @@ class TrainingState:
 class Hooks:
     """What a run does at the loop's occasions. The loop knows no file and no screen.
 
-    ``pause`` may end the run by an exception, when it was asked to stop.
+    ``stop`` ends the run by an exception, once ``stopping`` says that it was asked to.
     """
 
     log: Callable[[int, dict[str, float]], None]
     evaluate: Callable[[int], object]
     save: Callable[[int], None]
-    pause: Callable[[int], None] = field(default=lambda step: None)
+    stopping: Callable[[], bool] = field(default=lambda: False)
+    stop: Callable[[int], None] = field(default=lambda step: None)
 
 
 class Stepping(Protocol):
     """A state that knows how many steps are done."""
 
     step: int
+
+
+class Figures(NamedTuple):
+    """What a step says of itself, when the device has come to its end: whether it has, and the wait for it."""
+
+    there: Callable[[], bool]
+    read: Callable[[], dict[str, float]]
+
+    @classmethod
+    def known(cls, values: dict[str, float]) -> Figures:
+        return cls(lambda: True, lambda: values)
 
 
 COUNTS = {"pairs": "pairs_per_second", "tokens": "tokens_per_second"}
@@ -93,27 +105,63 @@ def batches(units: Sequence[Encoded], schedule: Schedule, start: int) -> Iterato
 
 
 def repeat(
-    take: Callable[[S, B, Schedule], dict[str, float]], state: S, batches: Iterator[B], schedule: Schedule, hooks: Hooks
+    take: Callable[[S, B, Schedule], Figures], state: S, batches: Iterator[B], schedule: Schedule, hooks: Hooks
 ) -> None:
     """``take`` a step with each batch, with an evaluation before the first, after the last, and every so many between.
 
     A checkpoint comes before the evaluation of its step, which may take long; a run that resumes from it makes that
-    evaluation again.
+    evaluation again. A GPU gets the next step before the figures of one are waited for.
     """
+
+    def due(every: int) -> bool:
+        return state.step == schedule.steps or (bool(every) and state.step % every == 0)
+
+    unread = Unread(hooks.log)
     while True:
-        last = state.step == schedule.steps
-        if state.step == 0 or last or (schedule.eval_every and state.step % schedule.eval_every == 0):
+        if state.step == 0 or due(schedule.eval_every):
             hooks.evaluate(state.step)
-        if last:
+        if state.step == schedule.steps:
             return
-        began = time.perf_counter()
-        values = take(state, next(batches), schedule)
-        seconds = time.perf_counter() - began
+        unread.begin()
+        figures = take(state, next(batches), schedule)
         state.step += 1
-        hooks.log(state.step, {COUNTS.get(k, k): v / seconds if k in COUNTS else v for k, v in values.items()})
-        if state.step == schedule.steps or state.step % schedule.save_every == 0:
+        unread.add(state.step, figures)
+        stopping = hooks.stopping()
+        if stopping or due(schedule.eval_every) or due(schedule.save_every):
+            unread.read()
+        if due(schedule.save_every):
             hooks.save(state.step)
-        hooks.pause(state.step)
+        if stopping:
+            hooks.stop(state.step)
+
+
+@dataclass
+class Unread:
+    """The newest step's figures, until they are there or another step has been asked for; then they are logged."""
+
+    log: Callable[[int, dict[str, float]], None]
+    since: float = 0.0
+    newest: tuple[int, Figures] | None = None
+
+    def begin(self) -> None:
+        """A step is about to be taken; its time begins now, or when the one before it was through."""
+        if self.newest is None:
+            self.since = time.perf_counter()
+
+    def add(self, step: int, figures: Figures) -> None:
+        self.read()
+        self.newest = step, figures
+        if figures.there():
+            self.read()
+
+    def read(self) -> None:
+        if self.newest is None:
+            return
+        (step, figures), self.newest = self.newest, None
+        values = figures.read()
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        self.log(step, {COUNTS.get(k, k): v / seconds if k in COUNTS else v for k, v in values.items()})
 
 
 class Batch(NamedTuple):
@@ -129,29 +177,39 @@ def cut(objective: Objective, examples: Sequence[Encoded]) -> Batch:
 
 
 @flushed_to_zero()
-def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> dict[str, float]:
-    """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing."""
+def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figures:
+    """One optimizer step on ``batch``; its metrics. A step whose loss or gradient is not finite changes nothing.
+
+    The host asks the device for nothing until the figures are read, so that it is always ahead.
+    """
     objective, optimizer, examples = state.objective, state.optimizer, batch.examples
-    metrics = Metrics()
+    metrics, losses, step = Metrics(), [], state.step + 1
     optimizer.zero_grad(set_to_none=True)
     baseline = objective.baseline(examples)
     for part in batch.parts:
         output = objective(part, baseline)
         (output.loss.sum() / len(examples)).backward()
         metrics.add({"loss": output.loss, **output.metrics})
+        losses.append(output.loss.detach().flatten())
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
-    rate = learning_rate(state.step + 1, schedule.peak, schedule.warmup, schedule.steps, schedule.decay)
-    values = metrics.reduce()
-    if state.guard.admits(state.step + 1, values["loss"], float(norm)):
-        set_learning_rate(optimizer, rate)
-        optimizer.step()
-    return values | {
-        "grad_norm": float(norm),
-        "learning_rate": rate,
-        "pairs": len(examples),
-        "tokens": sum(example.tokens for example in examples),
-    }
+    finite = torch.cat([*losses, norm[None]]).isfinite().all()
+    rate = learning_rate(step, schedule.peak, schedule.warmup, schedule.steps, schedule.decay)
+    set_learning_rate(optimizer, rate)
+    step_if(optimizer, finite)
+    metrics.add({"grad_norm": norm, "finite": finite})
+    sent = metrics.send()
+
+    def read() -> dict[str, float]:
+        values = averages(sent.read())
+        state.guard.saw(step, values.pop("finite") == 1, values["loss"], values["grad_norm"])
+        return values | {
+            "learning_rate": rate,
+            "pairs": len(examples),
+            "tokens": sum(example.tokens for example in examples),
+        }
+
+    return Figures(sent.there, read)
 
 
 def evaluation_batches(units: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:

@@ -12,6 +12,7 @@ import math
 import resource
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from prefopt.errors import RunFailed, UserError
 from prefopt.types import Mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -44,20 +46,53 @@ class Metrics:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
-    def drain(self) -> dict[str, Mean]:
-        """Sums and counts so far, on the host; starts anew. To be added up across ranks."""
+    def send(self) -> Sent:
+        """All so far, on its way to the host, without waiting for it; starts anew."""
         import torch
 
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()  # one transfer for all names
-        means = {name: Mean(total, self._counts[name]) for name, total in zip(self._sums, sums, strict=True)}
+        sums, counts = self._sums, self._counts
         self._sums, self._counts = {}, {}
-        return means
+        if not sums:
+            return Sent({}, None)
+        there = torch.stack(list(sums.values())).to("cpu", non_blocking=True)  # one transfer for all names
+        if not next(iter(sums.values())).is_cuda:
+            return Sent(counts, there)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Sent(counts, there, arrived)
+
+    def drain(self) -> dict[str, Mean]:
+        """Sums and counts so far, on the host; starts anew. To be added up across ranks."""
+        return self.send().read()
 
     def reduce(self) -> dict[str, float]:
         """The averages so far; starts anew. A name that nothing was counted for has none, and is left out."""
-        return {name: mean.value for name, mean in self.drain().items() if mean.count}
+        return averages(self.drain())
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Sums on their way from the device."""
+
+    counts: Mapping[str, int]
+    sums: Tensor | None
+    arrived: torch.cuda.Event | None = None
+
+    def there(self) -> bool:
+        """Whether ``read`` would not have to wait."""
+        return self.arrived is None or self.arrived.query()
+
+    def read(self) -> dict[str, Mean]:
+        if self.sums is None:
+            return {}
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return {name: Mean(total, n) for (name, n), total in zip(self.counts.items(), self.sums.tolist(), strict=True)}
+
+
+def averages(means: Mapping[str, Mean]) -> dict[str, float]:
+    """Of what was counted."""
+    return {name: mean.value for name, mean in means.items() if mean.count}
 
 
 def _precise(value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from prefopt.losses import Loss, kto_baseline
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import response_keys
 from prefopt.train.metrics import Metrics
+from prefopt.transfer import to_device
 from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch, Preferences
 
 Sums = Mapping[str, tuple[float, int]]
@@ -78,7 +79,7 @@ class Objective:
             return None
         known = [self.reference[key] for example in batch for key in response_keys(example)]
         sums, lengths = zip(*known, strict=True)
-        there = (torch.tensor(x, dtype=torch.float32).to(self.lm.device, non_blocking=True) for x in (sums, lengths))
+        there = (to_device(torch.tensor(x, dtype=torch.float32), self.lm.device) for x in (sums, lengths))
         return LogProbs(*there)
 
     def baseline(self, batch: Sequence[Encoded]) -> torch.Tensor | None:

@@ -44,6 +44,18 @@ def build(kind: Kind, parameters: Iterable[tuple[str, Parameter]], weight_decay:
     return AdamW([group for group in groups if group["params"]], lr=0.0, fused=fused or None)
 
 
+def step_if(optimizer: Optimizer, finite: Tensor) -> None:
+    """One update where ``finite`` [] bool is true; where it is not, nothing changes.
+
+    AdamW's fused kernel is told, and reads it on the device: nobody waits. Another optimizer has to be asked or not.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how torch's GradScaler tells it
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

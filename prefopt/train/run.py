@@ -87,7 +87,7 @@ def execute(
     ):
         trackers.start(job.out.name, job.config, state.step)
         recorder = Recorder(job, state, file, trackers, display, stop, resumed_at)
-        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, recorder.pause)
+        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested, recorder.pause)
         try:
             fit(state, job.data.train, job.schedule, hooks)
         finally:

@@ -211,7 +211,7 @@ class Fixture:
         self.schedule = Schedule(20, 4, 5e-3, 0, "constant", 1.0, 0, 0, 20)
 
     def step(self, **more) -> dict[str, float]:
-        values = loop.ppo_step(self.state, self.asked, self.schedule, replace(self.method, **more))
+        values = loop.ppo_step(self.state, self.asked, self.schedule, replace(self.method, **more)).read()
         self.state.step += 1
         return values
 

@@ -36,6 +36,7 @@ def config(architecture: str, vocab: int) -> Any:
     common = SMALL | dict(vocab_size=vocab, initializer_range=0.2)
     return {
         "llama": lambda: tf.LlamaConfig(**llama, num_key_value_heads=1, **common),
+        "wide": lambda: tf.LlamaConfig(**llama | dict(hidden_size=64), num_key_value_heads=1, **common),
         "gpt2": lambda: tf.GPT2Config(**gpt, **common),
         "gptj": lambda: tf.GPTJConfig(**gpt, rotary_dim=4, **common),
         "mamba": lambda: tf.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, **common),

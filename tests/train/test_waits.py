@@ -1,0 +1,152 @@
+"""A step asks the device for nothing, and its figures are read when the next one is under way."""
+
+from __future__ import annotations
+
+import traceback
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prefopt.losses import LOSSES
+from prefopt.train import loop, metrics, optimizer
+from prefopt.train.guard import Guard
+from tests.train import tiny
+from tests.train.test_objective import objective
+
+# What hands a value, or a shape that follows from values, to the host, which on a GPU waits for it.
+ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_consecutive"}
+
+
+class Asked(TorchDispatchMode):
+    """Where the host asked for what was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in ASKS or any(i is not None and i.dtype == torch.bool for i in indices):
+            self.places.append(f"{name}: {''.join(traceback.format_stack(limit=6))}")
+        return func(*args, **(kwargs or {}))
+
+
+def asked(of) -> list[str]:
+    with Asked() as mode:
+        of()
+    return mode.places
+
+
+def test_it_sees_who_asks():
+    x = torch.arange(3.0)
+    for ask in (lambda: float(x[0]), lambda: bool((x == 0).all()), lambda: x[x > 1], lambda: x.nonzero()):
+        assert asked(ask)
+    assert not asked(lambda: x[torch.tensor([0, 2])].sum())
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"kto"}))
+def test_a_step_asks_for_nothing(given, tmp_path, name):
+    """Of any loss but KTO's, which sorts its metrics by label: how many are desirable only the device knows."""
+    job, ours = objective(given, tmp_path, name, tokens_per_microbatch=60)
+    state = loop.TrainingState(ours, optimizer.build("adamw", ours.lm.module.named_parameters()), Guard())
+    batch = loop.cut(ours, next(loop.batches(job.data.train, job.schedule, 0)))
+    assert ours.lm.way == "tree" and len(batch.parts) > 1
+    figures = []
+    step = loop.train_step.__wrapped__  # what is around it asks a number of the host
+    places = asked(lambda: figures.append(step(state, batch, job.schedule)))
+    assert not places, places[0]
+    assert figures[0].there() and figures[0].read()["grad_norm"] > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_not_waited_for(given, tmp_path):
+    wide = SimpleNamespace(model=tiny.model(tmp_path / "wide", "wide"), pairs=given.pairs)
+    job, ours = objective(wide, tmp_path, "dpo", device="cuda", tokens_per_microbatch=60)
+    state = loop.TrainingState(ours, optimizer.build("adamw", ours.lm.module.named_parameters()), Guard())
+    batch = loop.cut(ours, job.data.train[:8])
+    loop.train_step(state, batch, job.schedule).read()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        figures = loop.train_step(state, batch, job.schedule)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert figures.read()["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("already", [0, 2])
+def test_an_update_that_is_not_finite_changes_nothing(kind, already):
+    weight = torch.nn.Parameter(torch.randn(3, 4))
+    made = optimizer.build(kind, [("weight", weight)])
+    optimizer.set_learning_rate(made, 0.1)
+    for _ in range(already):
+        weight.grad = torch.randn(3, 4)
+        optimizer.step_if(made, torch.tensor(True))
+    before = {"weight": weight.detach().clone()} | {k: v.clone() for k, v in optimizer.flatten_state(made).items()}
+    weight.grad = torch.full((3, 4), torch.nan)
+    optimizer.step_if(made, torch.tensor(False))
+    after = {"weight": weight.detach()} | optimizer.flatten_state(made)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all((value == 0).all() for name, value in after.items() if name not in before)  # begun, and empty
+    weight.grad = torch.ones(3, 4)
+    optimizer.step_if(made, torch.tensor(True))
+    assert not torch.equal(weight, before["weight"]) and weight.isfinite().all()
+    assert optimizer.flatten_state(made)["weight.step"].item() == already + 1
+
+
+class Slow:
+    """Steps whose figures are there as soon as they are read; ``happened`` is told of everything."""
+
+    def __init__(self, stop_at: int = 0):
+        self.happened: list[str] = []
+        self.step, self.stop_at = 0, stop_at
+        self.hooks = loop.Hooks(
+            lambda step, values: self.happened.append(f"log {step}"),
+            lambda step: self.happened.append(f"evaluate {step}"),
+            lambda step: self.happened.append(f"save {step}"),
+            lambda: self.step == self.stop_at,
+            self.stop,
+        )
+
+    def stop(self, step: int) -> None:
+        self.happened.append(f"stop {step}")
+        raise KeyboardInterrupt
+
+    def take(self, state, batch, schedule) -> loop.Figures:
+        self.happened.append(f"take {self.step + 1}")
+        return loop.Figures(lambda: False, lambda: {"pairs": 8})
+
+    def run(self, steps: int, **settings) -> str:
+        schedule = loop.Schedule(steps, 8, 1.0, 0, "constant", 1.0, 0, **settings)
+        loop.repeat(self.take, self, count(), schedule, self.hooks)
+        return ", ".join(self.happened)
+
+
+def test_figures_are_read_when_the_next_step_is_asked_for():
+    assert Slow().run(3, eval_every=0, save_every=100) == (
+        "evaluate 0, take 1, take 2, log 1, take 3, log 2, log 3, save 3, evaluate 3"
+    )
+
+
+def test_they_are_read_before_anything_else_is_told_of_the_step():
+    assert Slow().run(4, eval_every=2, save_every=3) == (
+        "evaluate 0, take 1, take 2, log 1, log 2, evaluate 2, take 3, log 3, save 3, take 4, log 4, save 4, evaluate 4"
+    )
+    slow = Slow(stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        slow.run(4, eval_every=0, save_every=100)
+    assert slow.happened == ["evaluate 0", "take 1", "take 2", "log 1", "log 2", "stop 2"]
+
+
+def test_a_run_whose_figures_are_late_is_the_same_run(given, tmp_path, monkeypatch):
+    settings = dict(max_steps=7, eval_fraction=0.25, eval_every=2, save_every=3)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "soon", **settings) == 0
+    monkeypatch.setattr(metrics.Sent, "there", lambda self: False)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "late", **settings) == 0
+    assert tiny.metrics(tmp_path / "soon") == tiny.metrics(tmp_path / "late")
+    assert tiny.same(tiny.weights(tmp_path / "soon"), tiny.weights(tmp_path / "late"))
