@@ -28,6 +28,8 @@ from prefopt.types import Encoded
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PATIENCE = 60
+"""seconds to wait for a file that another process has locked"""
 Sums = dict[str, tuple[float, int]]
 """Response key -> (log π(y|x) in nats, number of scored tokens)."""
 Row = tuple[str, float, int]
@@ -168,7 +170,7 @@ class ReferenceStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit outside of ``with connection``: a reader must not hold a snapshot open.
-            self._connection = sqlite3.connect(self.path, timeout=60)
+            self._connection = sqlite3.connect(self.path, timeout=PATIENCE)
             self._inode = self.path.stat().st_ino
         except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from error
@@ -211,7 +213,7 @@ def _marks(values: Sequence[object]) -> str:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     # A write-ahead log lets others read while one writes; FULL syncs it at each commit.
-    connection.execute("PRAGMA journal_mode = WAL")
+    _insist(lambda: connection.execute("PRAGMA journal_mode = WAL"))
     connection.execute("PRAGMA synchronous = FULL")
     with connection:
         connection.execute(
@@ -222,6 +224,19 @@ def _prepare(connection: sqlite3.Connection) -> None:
             "CREATE TABLE IF NOT EXISTS logps (scope INTEGER, response BLOB, sum REAL, length INTEGER, seal INTEGER,"
             " PRIMARY KEY (scope, response)) WITHOUT ROWID"
         )
+
+
+def _insist(work: Callable[[], object]) -> None:
+    """SQLite itself does not wait where several processes switch a new file to a write-ahead log at once."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            work()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _is_environment(error: Exception) -> bool:
