@@ -200,7 +200,7 @@ def tree_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """[1, heads, T, d] from query [1, heads, T, d] and key, value [1, heads, T, d]."""
+    """[1, heads, T, v] from query and key [1, heads, T, d] and value [1, heads, T, v]."""
     if tree.stretches is not None and query.device.type == "cpu":
         return _stretch_attention(tree, tree.stretches, query, key, value, scaling, window, softcap)
     # split, not slices: the backward of a split is one concatenation, that of each slice a full-size zero.
@@ -222,10 +222,10 @@ def _stretch_attention(tree, stretches, query, key, value, scaling, window, soft
     heads, length, size = query.shape[1:]
     q, k, v = (x[0].transpose(0, 1).reshape(length, -1) for x in (query, key, value))  # [T, heads · d]
     seen = torch.from_numpy(stretches.clip(0).reshape(-1))
-    k, v = (x.index_select(0, seen).view(*stretches.shape, heads, size).transpose(1, 2) for x in (k, v))
+    k, v = (x.index_select(0, seen).view(*stretches.shape, heads, -1).transpose(1, 2) for x in (k, v))
     q = F.pad(q, (0, 0, 0, len(stretches) * STRETCH - length)).view(-1, STRETCH, heads, size).transpose(1, 2)
     out = _attend(q, k, v, tree.stretch_rule(window, query), scaling, softcap)
-    return out.transpose(1, 2).reshape(1, -1, heads, size)[:, :length].transpose(1, 2)
+    return out.transpose(1, 2).flatten(0, 1)[:length].transpose(0, 1)[None]
 
 
 def _run_attention(tree, q, k, v, scaling, window, softcap) -> Iterator[Tensor]:

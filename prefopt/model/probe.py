@@ -35,7 +35,8 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
             assert token is not None
             off = float((token - truth).abs().max())
         except Exception as error:  # whatever a model's own code raises on an input that it does not know
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+            said = str(error).splitlines()[0][:120] if str(error) else ""
+            problem = f"its own code stops with {type(error).__name__}: {said}"
         else:
             if off <= tolerance:
                 return

@@ -43,6 +43,10 @@ TREE = {
     ),
     "phi3": lambda: tf.Phi3Config(**LLAMA),
     "mixtral": lambda: tf.MixtralConfig(**LLAMA, num_local_experts=4),
+    "deepseek-v3": lambda: tf.DeepseekV3Config(  # values narrower than keys
+        **ALL_HEADS, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    ),
     "granite": lambda: tf.GraniteConfig(**LLAMA, logits_scaling=3.0),
     "cohere": lambda: tf.CohereConfig(**LLAMA, logit_scale=0.2),
     "olmo2": lambda: tf.Olmo2Config(**LLAMA),
