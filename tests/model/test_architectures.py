@@ -31,6 +31,16 @@ def test_the_tree_gives_the_models_own_numbers(name):
     assert difference(lm, "tree") < 1e-5
 
 
+@pytest.mark.parametrize("name", TREE)
+def test_many_short_texts_give_the_models_own_numbers(name):
+    lm = LanguageModel(make_model(name), "tree")
+    examples = [encoded([i + 3, 5, 6], [7, 9 + i, 8], [8] * 4) for i in range(20)]
+    batch = lm.pack(examples)
+    assert batch.tree.stretches is not None
+    token = lm.score(batch).token
+    assert float((token - one_at_a_time(lm, examples)).abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_no_plain_attention_is_read_in_rows_and_says_why(name):
     lm = LanguageModel(make_model(name))
