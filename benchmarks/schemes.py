@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,8 +82,9 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
     from prefopt.train import optimizer
+    from prefopt.train.ahead import ahead
     from prefopt.train.guard import Guard
-    from prefopt.train.loop import Schedule, TrainingState, cut, train_step
+    from prefopt.train.loop import Hooks, Schedule, TrainingState, cut, repeat, train_step
     from prefopt.train.objective import Objective
 
     longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
@@ -100,11 +102,13 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
         run.reference_seconds = now() - began
     schedule = Schedule(task.steps, task.batch_size, task.rate, 0, "constant", 1.0, 0, 0, task.steps)
     state = TrainingState(objective, optimizer.build("adamw", lm.module.named_parameters()), Guard())
-    for batch in task.batches:
-        began = now()
-        run.losses.append(train_step(state, cut(objective, batch), schedule).read()["loss"])
-        run.seconds.append(now() - began)
-        state.step += 1
+
+    def log(step: int, values: dict[str, float]) -> None:
+        run.losses.append(values["loss"])
+        run.seconds.append(task.batch_size / values["pairs_per_second"])
+
+    with closing(ahead(partial(cut, objective), task.batches)) as ready:
+        repeat(train_step, state, ready, schedule, Hooks(log, lambda step: None, lambda step: None))
 
 
 def _reference(objective: Any, pairs: Sequence[Encoded]) -> dict[str, tuple[float, int]]:

@@ -17,6 +17,9 @@ from prefopt.errors import RunFailed, UserError
 from prefopt.losses.base import Loss, Unit
 from prefopt.types import LogProbs, LossOutput, Preferences
 
+RESERVED = {"loss", "grad_norm", "learning_rate", "pairs", "tokens", "pairs_per_second", "tokens_per_second"}
+"""what every step says of itself"""
+
 
 @dataclass(frozen=True)
 class Custom(Loss):
@@ -60,6 +63,8 @@ class Custom(Loss):
         if policy.sum.requires_grad and not out.loss.requires_grad:
             raise UserError(f"{self.name} returned a loss without a gradient: compute it from policy, not detached")
         for key, value in out.metrics.items():
+            if key in RESERVED:
+                raise UserError(f"{self.name} returned a metric {key}, which every step has: give it another name")
             if not hasattr(value, "detach"):
                 raise UserError(
                     f"{self.name} returned a metric {key} that is a {type(value).__name__}: return a tensor"

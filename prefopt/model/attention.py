@@ -64,6 +64,8 @@ class Tree(BlockMask):
     def __repr__(self) -> str:
         return f"Tree of {len(self._end)} tokens in {len(self.lengths)} runs"
 
+    __str__ = __repr__
+
     def plan(self, windows: Iterable[int | None], device: torch.device) -> None:
         """Work out the blocks ahead of the forward, and on CUDA the block masks of these windows."""
         if device.type == "cuda":
@@ -255,7 +257,7 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
     if not isinstance(attention_mask, Tree):
         kwargs |= {} if softcap is None else {"softcap": softcap}
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if query.is_cuda and query.shape[-1] >= flex.SMALLEST_HEAD:
+    if flex.takes(query):
         mask = attention_mask.block_mask(sliding_window, query.device)
         out = flex.attend(query, key, value, mask, scaling, softcap)
     else:

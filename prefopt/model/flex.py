@@ -19,8 +19,11 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from prefopt.transfer import to_device
 
 BLOCK = 128
-SMALLEST_HEAD = 16
-"""the kernel takes no narrower heads"""
+
+
+def takes(query: Tensor) -> bool:
+    """Whether the kernel is there for it: on CUDA, where heads are not narrower than 16."""
+    return query.is_cuda and query.shape[-1] >= 16
 
 
 def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, device: torch.device | str) -> BlockMask:
@@ -59,6 +62,10 @@ def _listed(wanted: np.ndarray, device: torch.device | str) -> tuple[Tensor, Ten
     return to_device(counted, device), to_device(listed, device)
 
 
+def _kernel(query: Tensor) -> Any:
+    return _compiled() if query.is_cuda else flex_attention
+
+
 @cache
 def _compiled() -> Callable[..., Any]:
     # dynamic: every batch has a length of its own, and none may cost a compilation.
@@ -68,14 +75,17 @@ def _compiled() -> Callable[..., Any]:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """[1, heads, T, d]; key and value may have fewer heads."""
+    """[1, heads, T, d]; key and value may have fewer heads.
+
+    All in the type of ``value``: under autocast, rotated queries and keys are wider, and the kernel takes one type.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)
 
     def squeeze(score: Tensor, *_: Tensor) -> Tensor:
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    kernel: Any = _compiled() if query.is_cuda else flex_attention
-    return kernel(
+    return _kernel(query)(
         query, key, value, block_mask=mask, scale=scaling,
         score_mod=None if softcap is None else squeeze, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -143,9 +144,11 @@ def _update(
         metrics.add({"loss": loss, "value_loss": value_loss, "approx_kl": approx_kl, "clipfrac": clipped})
     norm, value_norm = (_clip(optimizer, schedule.clip) for optimizer in (state.optimizer, state.value_optimizer))
     means = metrics.reduce()
-    if state.guard.admits(state.step + 1, means["loss"] + means["value_loss"], norm + value_norm):
+    losses, norms = means["loss"] + means["value_loss"], norm + value_norm
+    if made := math.isfinite(losses) and math.isfinite(norms):
         state.optimizer.step()
         state.value_optimizer.step()
+    state.guard.saw(state.step + 1, made, losses, norms)
     return {name: torch.tensor(value) for name, value in {**means, "grad_norm": norm}.items()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -122,10 +122,11 @@ def repeat(
             hooks.evaluate(state.step)
         if state.step == schedule.steps:
             return
-        unread.begin()
-        figures = take(state, next(batches), schedule)
+        began = time.perf_counter()
+        with unread.read_if_it_fails():
+            figures = take(state, next(batches), schedule)
         state.step += 1
-        unread.add(state.step, figures)
+        unread.add(state.step, figures, began)
         stopping = hooks.stopping()
         if stopping or due(schedule.eval_every) or due(schedule.save_every):
             unread.read()
@@ -140,28 +141,41 @@ class Unread:
     """The newest step's figures, until they are there or another step has been asked for; then they are logged."""
 
     log: Callable[[int, dict[str, float]], None]
-    since: float = 0.0
-    newest: tuple[int, Figures] | None = None
+    newest: tuple[int, Figures, float, float] | None = None
+    ended: float = 0.0
+    """when the last one that was read was through"""
 
-    def begin(self) -> None:
-        """A step is about to be taken; its time begins now, or when the one before it was through."""
-        if self.newest is None:
-            self.since = time.perf_counter()
-
-    def add(self, step: int, figures: Figures) -> None:
+    def add(self, step: int, figures: Figures, began: float) -> None:
+        """A step that was handed over just now."""
+        handed = time.perf_counter()
         self.read()
-        self.newest = step, figures
+        self.newest = step, figures, began, handed
         if figures.there():
             self.read()
 
     def read(self) -> None:
+        """Waits for the figures. A step takes from its beginning, or the end of the one before, until they are there.
+
+        Where they are there unasked they came at about the time when the step was handed over: the host is the slower.
+        """
         if self.newest is None:
             return
-        (step, figures), self.newest = self.newest, None
+        (step, figures, began, handed), self.newest = self.newest, None
+        wait = not figures.there()
         values = figures.read()
-        now = time.perf_counter()
-        seconds, self.since = now - self.since, now
+        began, self.ended = max(began, self.ended), time.perf_counter() if wait else handed
+        seconds = self.ended - began
         self.log(step, {COUNTS.get(k, k): v / seconds if k in COUNTS else v for k, v in values.items()})
+
+    @contextmanager
+    def read_if_it_fails(self) -> Iterator[None]:
+        """What is known of the step before is told, whatever becomes of this one."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.read()
+            raise
 
 
 class Batch(NamedTuple):
@@ -183,7 +197,7 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figure
     The host asks the device for nothing until the figures are read, so that it is always ahead.
     """
     objective, optimizer, examples = state.objective, state.optimizer, batch.examples
-    metrics, losses, step = Metrics(), [], state.step + 1
+    metrics, own, losses, step = Metrics(), Metrics(), [], state.step + 1
     optimizer.zero_grad(set_to_none=True)
     baseline = objective.baseline(examples)
     for part in batch.parts:
@@ -197,19 +211,20 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figure
     rate = learning_rate(step, schedule.peak, schedule.warmup, schedule.steps, schedule.decay)
     set_learning_rate(optimizer, rate)
     step_if(optimizer, finite)
-    metrics.add({"grad_norm": norm, "finite": finite})
-    sent = metrics.send()
+    own.add({"grad_norm": norm, "finite": finite})  # apart, since a loss may have metrics of any name
+    of_loss, of_step = metrics.send(), own.send()
 
     def read() -> dict[str, float]:
-        values = averages(sent.read())
-        state.guard.saw(step, values.pop("finite") == 1, values["loss"], values["grad_norm"])
+        values, (norm, finite) = averages(of_loss.read()), averages(of_step.read()).values()
+        state.guard.saw(step, finite == 1, values["loss"], norm)
         return values | {
+            "grad_norm": norm,
             "learning_rate": rate,
             "pairs": len(examples),
             "tokens": sum(example.tokens for example in examples),
         }
 
-    return Figures(sent.there, read)
+    return Figures(of_step.there, read)
 
 
 def evaluation_batches(units: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:

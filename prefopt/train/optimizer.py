@@ -51,7 +51,10 @@ def step_if(optimizer: Optimizer, finite: Tensor) -> None:
     """
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how torch's GradScaler tells it
-        optimizer.step()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
     elif finite:
         optimizer.step()
 

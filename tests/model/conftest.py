@@ -51,6 +51,14 @@ TREE = {
     "cohere": lambda: tf.CohereConfig(**LLAMA, logit_scale=0.2),
     "olmo2": lambda: tf.Olmo2Config(**LLAMA),
 }  # fmt: skip
+WIDE = {
+    "num_key_value_heads": lambda config: max(1, config.num_key_value_heads // 2),
+    "head_dim": lambda config: getattr(config, "qk_rope_head_dim", 16),
+    "query_pre_attn_scalar": 16,
+    "qk_nope_head_dim": 24,
+    "qk_head_dim": 32,
+    "v_head_dim": 16,
+}
 ROWS = {
     "gptj": lambda: tf.GPTJConfig(**GPT2, rotary_dim=4),
     "bloom": lambda: tf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.3),
@@ -61,11 +69,18 @@ ROWS = {
 }
 
 
-def make_model(name: str) -> torch.nn.Module:
+def make_model(name: str, wide: bool = False) -> torch.nn.Module:
+    """``wide``: heads of 16 at least, as FlexAttention's kernel needs them."""
     torch.manual_seed(0)
+    config = (TREE | ROWS)[name]()
+    if wide:
+        config.num_attention_heads = 2
+        for key, value in WIDE.items():
+            if hasattr(config, key):
+                setattr(config, key, value(config) if callable(value) else value)
     before = tf.logging.get_verbosity()
     tf.logging.set_verbosity_error()
-    model = tf.AutoModelForCausalLM.from_config((TREE | ROWS)[name]()).eval()
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
     tf.logging.set_verbosity(before)
     return model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prefopt import report
-from prefopt.train import evidence
+from prefopt.train import evidence, metrics
 from tests.train import tiny
 
 
@@ -25,6 +25,12 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report and short samples, which take longer than these runs; fixtures of a module's scope have both."""
     monkeypatch.setattr(report, "write", lambda *_: None)
     monkeypatch.setattr(evidence, "SAMPLE_TOKENS", 2)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's figures as on a GPU: not there before they are waited for."""
+    monkeypatch.setattr(metrics.Sent, "there", lambda self: False)
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,16 @@ class Spoilt:
 """
 
 
+ON_A_GPU_TOO = pytest.mark.parametrize("when", ["at once", "late"], indirect=True)
+
+
+@pytest.fixture
+def when(request):
+    """When a step's figures are there."""
+    if request.param == "late":
+        request.getfixturevalue("late")
+
+
 @pytest.fixture
 def spoilt(tmp_path):
     file = tmp_path / "spoilt.py"
@@ -49,7 +59,8 @@ def spoilt(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_step_that_is_no_number_is_skipped_before_the_update(given, tmp_path, spoilt, capsys, value):
+@ON_A_GPU_TOO
+def test_a_step_that_is_no_number_is_skipped_before_the_update(given, tmp_path, spoilt, capsys, value, when):
     """PEERS: one NaN loss: step skipped before the update, logged; and the run goes on."""
     out = tmp_path / "run"
     settings = dict(loss=spoilt, at="3", value=value, max_steps=5, save_every=1, keep=5)
@@ -66,7 +77,8 @@ def test_a_step_that_is_no_number_is_skipped_before_the_update(given, tmp_path, 
     assert tiny.apart(saved[3].tensors("model"), saved[4].tensors("model")) > 1e-4
 
 
-def test_five_in_a_row_end_the_run_in_one_sentence(given, tmp_path, spoilt, capsys):
+@ON_A_GPU_TOO
+def test_five_in_a_row_end_the_run_in_one_sentence(given, tmp_path, spoilt, capsys, when):
     out = tmp_path / "run"
     settings = dict(loss=spoilt, at="2-3-4-5-6", max_steps=9, save_every=1)
     assert tiny.cli("train", given.model, given.pairs, out, **settings) == 1
@@ -79,7 +91,8 @@ def test_five_in_a_row_end_the_run_in_one_sentence(given, tmp_path, spoilt, caps
     assert all(w.isfinite().all() for w in weights.values())
 
 
-def test_a_resumed_run_counts_on(given, tmp_path, spoilt):
+@ON_A_GPU_TOO
+def test_a_resumed_run_counts_on(given, tmp_path, spoilt, when):
     """Two skipped before a failure and three after it are five in a row."""
     file = Path(spoilt.split(":")[0])
     out = tmp_path / "run"
@@ -92,7 +105,8 @@ def test_a_resumed_run_counts_on(given, tmp_path, spoilt):
     assert tiny.steps_saved(out)[-1] == 5
 
 
-def test_a_gradient_that_is_no_number_is_seen_where_the_loss_is_one(given, tmp_path, capsys):
+@ON_A_GPU_TOO
+def test_a_gradient_that_is_no_number_is_seen_where_the_loss_is_one(given, tmp_path, capsys, when):
     file = tmp_path / "steep.py"
     file.write_text(
         "from prefopt.losses import DPO\n"

@@ -6,18 +6,21 @@ import traceback
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefopt.losses import LOSSES
-from prefopt.train import loop, metrics, optimizer
+from prefopt.train import loop, optimizer, run
 from prefopt.train.guard import Guard
 from tests.train import tiny
 from tests.train.test_objective import objective
 
 # What hands a value, or a shape that follows from values, to the host, which on a GPU waits for it.
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_consecutive"}
+ASKS |= {"bincount", "repeat_interleave"}
+METHODS = ("tolist", "numpy", "cpu", "__array__")  # on a CPU these go no way that a mode sees
 
 
 class Asked(TorchDispatchMode):
@@ -27,23 +30,42 @@ class Asked(TorchDispatchMode):
         super().__init__()
         self.places: list[str] = []
 
+    def note(self, name: str) -> None:
+        self.places.append(f"{name}: {''.join(traceback.format_stack(limit=6))}")
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
         indices = args[1] if name in ("index", "index_put", "index_put_") else ()
         if name in ASKS or any(i is not None and i.dtype == torch.bool for i in indices):
-            self.places.append(f"{name}: {''.join(traceback.format_stack(limit=6))}")
+            self.note(name)
         return func(*args, **(kwargs or {}))
 
 
 def asked(of) -> list[str]:
-    with Asked() as mode:
+    with Asked() as mode, pytest.MonkeyPatch.context() as patched:
+        for name in METHODS:
+            method = getattr(torch.Tensor, name)
+
+            def noted(self, *rest, name=name, method=method, **more):
+                mode.note(name)
+                return method(self, *rest, **more)
+
+            patched.setattr(torch.Tensor, name, noted)
         of()
     return mode.places
 
 
 def test_it_sees_who_asks():
-    x = torch.arange(3.0)
-    for ask in (lambda: float(x[0]), lambda: bool((x == 0).all()), lambda: x[x > 1], lambda: x.nonzero()):
+    x, n = torch.arange(3.0), torch.tensor([1, 2, 0])
+    asks = [
+        lambda: float(x[0]),
+        lambda: bool((x == 0).all()),
+        lambda: x[x > 1],
+        lambda: x.nonzero(),
+        lambda: x.tolist(),
+    ]
+    asks += [lambda: x.numpy(), lambda: x.cpu(), lambda: n.bincount(), lambda: x.repeat_interleave(n)]
+    for ask in [*asks, lambda: np.asarray(x)]:
         assert asked(ask)
     assert not asked(lambda: x[torch.tensor([0, 2])].sum())
 
@@ -143,10 +165,91 @@ def test_they_are_read_before_anything_else_is_told_of_the_step():
     assert slow.happened == ["evaluate 0", "take 1", "take 2", "log 1", "log 2", "stop 2"]
 
 
-def test_a_run_whose_figures_are_late_is_the_same_run(given, tmp_path, monkeypatch):
+def test_a_run_whose_figures_are_late_is_the_same_run(given, tmp_path, request):
     settings = dict(max_steps=7, eval_fraction=0.25, eval_every=2, save_every=3)
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "soon", **settings) == 0
-    monkeypatch.setattr(metrics.Sent, "there", lambda self: False)
+    request.getfixturevalue("late")
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "late", **settings) == 0
     assert tiny.metrics(tmp_path / "soon") == tiny.metrics(tmp_path / "late")
     assert tiny.same(tiny.weights(tmp_path / "soon"), tiny.weights(tmp_path / "late"))
+
+
+def test_what_goes_wrong_later_loses_no_figures():
+    slow = Slow()
+    take = slow.take
+
+    def failing(state, *rest):
+        if state.step == 2:
+            raise MemoryError
+        return take(state, *rest)
+
+    slow.take = failing
+    with pytest.raises(MemoryError):
+        slow.run(4, eval_every=0, save_every=100)
+    assert slow.happened[-2:] == ["log 1", "log 2"]
+
+
+class Clock:
+    """A host that needs ``host`` seconds to hand a step over, and a device that needs ``device`` for it."""
+
+    def __init__(self, monkeypatch, host: float, device: float):
+        self.now, self.host, self.device, self.free = 100.0, host, device, 0.0
+        self.step, self.rates = 0, []
+        monkeypatch.setattr(loop.time, "perf_counter", lambda: self.now)
+
+    def take(self, state, batch, schedule) -> loop.Figures:
+        begun = self.now
+        self.now += self.host
+        self.free = through = max(begun, self.free) + max(self.device, self.host + 6e-5)
+
+        def read() -> dict[str, float]:
+            self.now = max(self.now, through)
+            return {"pairs": 8}
+
+        return loop.Figures(lambda: self.now >= through, read)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.rates.append(values["pairs_per_second"])
+        self.now += 5e-4  # a line is written
+
+
+@pytest.mark.parametrize("save_every", [1, 3, 100])
+@pytest.mark.parametrize(("host", "device"), [(0.01, 0.001), (0.01, 0.01), (0.01, 0.03)])
+def test_a_rate_is_the_slower_ones(monkeypatch, host, device, save_every):
+    clock = Clock(monkeypatch, host, device)
+    schedule = loop.Schedule(12, 8, 1.0, 0, "constant", 1.0, 0, 0, save_every)
+    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log, lambda step: None, lambda step: None))
+    assert clock.rates == pytest.approx([8 / max(host, device)] * 12, rel=0.12)
+
+
+def test_a_signal_saves_what_is_known(given, tmp_path, monkeypatch, late):
+    settings = dict(max_steps=7, save_every=100)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "whole", **settings) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", loop.train_step)  # put back what ``die`` changes
+        patched.setattr(run, "evaluate", run.evaluate)
+        tiny.die("term", 4)
+        assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 75
+    assert [line["step"] for line in tiny.metrics(tmp_path / "run") if line["split"] == "train"] == [1, 2, 3, 4]
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 0
+    assert tiny.same(tiny.weights(tmp_path / "run"), tiny.weights(tmp_path / "whole"))
+    assert tiny.metrics(tmp_path / "run") == tiny.metrics(tmp_path / "whole")
+
+
+def test_a_loss_has_metrics_of_any_name_but_the_steps_own(given, tmp_path, capsys):
+    source = (
+        "from prefopt.losses import DPO\n"
+        "from prefopt.types import LossOutput\n"
+        "class Named:\n"
+        "    def __call__(self, policy, reference, preferences):\n"
+        "        out = DPO()(policy, reference, preferences)\n"
+        "        return LossOutput(out.loss, {'NAME': out.loss * 0})\n"
+    )
+    file = tmp_path / "named.py"
+    file.write_text(source.replace("NAME", "finite"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", loss=f"{file}:Named") == 0
+    assert tiny.results(tmp_path / "run")["skipped_steps"] == 0
+    assert tiny.metrics(tmp_path / "run")[-1]["finite"] == 0
+    file.write_text(source.replace("NAME", "grad_norm"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "other", loss=f"{file}:Named") == 2
+    assert "returned a metric grad_norm, which every step has" in capsys.readouterr().err
