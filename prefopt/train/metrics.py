@@ -54,10 +54,10 @@ class Metrics:
         self._sums, self._counts = {}, {}
         if not sums:
             return Sent({}, None)
-        there = torch.stack(list(sums.values())).to("cpu", non_blocking=True)  # one transfer for all names
-        if not next(iter(sums.values())).is_cuda:
-            return Sent(counts, there)
-        arrived = torch.cuda.Event()
+        here = torch.stack(list(sums.values()))  # one transfer for all names
+        if not here.is_cuda:
+            return Sent(counts, here.to("cpu"))
+        there, arrived = here.to("cpu", non_blocking=True), torch.cuda.Event()
         arrived.record()
         return Sent(counts, there, arrived)
 
