@@ -14,7 +14,7 @@ demo: $(READY)        ## a first run, on preferences that it makes itself
 	$(BIN)/prefopt demo
 
 test: $(READY)        ## the tests
-	$(BIN)/pytest -m "not parity and not experiment and not slow"
+	$(BIN)/pytest -m "not parity and not slow"
 
 slow: $(READY)        ## the tests that take minutes: DPO against the exact optimum on 100,000 pairs
 	$(BIN)/pytest -m slow tests

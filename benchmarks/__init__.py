@@ -1,6 +1,6 @@
-"""What is timed: prefopt beside its peers, on the same machine, model, pairs and order, in one run.
+"""What is timed: prefopt beside its peers, on the same machine, model, pairs and order, each workload in one run.
 
-    make bench                                    everything, in an environment that has TRL too
+    make bench                                    on made data, in an environment that has TRL too
     python -m benchmarks --data pairs.jsonl.gz    on a preference file of your own
     python -m benchmarks.growth                   how cost grows with the work
 

@@ -129,7 +129,8 @@ def _budget(module: torch.nn.Module, dtype: torch.dtype) -> int:
     from prefopt.train import defaults
 
     held = defaults.held(sum(p.numel() for p in module.parameters()))
-    return defaults.tokens_per_microbatch(module.device, held, defaults.bytes_a_token(module.config, dtype))
+    each = defaults.bytes_a_token(module.config, dtype, module.device)
+    return defaults.tokens_per_microbatch(module.device, held, each)
 
 
 def padded(task: Task) -> Run:

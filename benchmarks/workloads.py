@@ -169,7 +169,6 @@ def _long(rng: np.random.Generator, n: int, vocabulary: int, toy: bool) -> Parts
 _MADE: dict[str, Callable[[np.random.Generator, int, int, bool], Parts]] = {
     "ranking": _rankings, "long": _long, "vocabulary": _pairs,
 }  # fmt: skip
-NAMES = ("hh", "sweep", "hh-longest", "hh-bf16", "ultrafeedback", *_MADE)
 
 
 def _ids(rng: np.random.Generator, length: int, vocabulary: int) -> np.ndarray:

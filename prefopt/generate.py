@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +19,6 @@ from prefopt.model.quiet import quiet
 from prefopt.types import Example, Message, Response
 
 Prompt = str | tuple[Message, ...]
-
-
-class Generator(Protocol):
-    """What sampling, judging and rounds of feedback ask of a model, wherever it runs."""
-
-    def __call__(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
-        """``n`` responses to each prompt, in the order of the prompts."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

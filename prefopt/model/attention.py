@@ -8,7 +8,7 @@ query q exactly when ``q - window < k <= q``. Short runs that follow one another
 short, so would the blocks be, and many; there the tree is cut into *stretches* of equal size, which are
 computed in one call. No T x T mask is ever built.
 
-On CUDA it is FlexAttention with a block mask of the same rule (flex.py).
+On CUDA, where heads are at least 16 wide, it is FlexAttention with a block mask of the same rule (flex.py).
 
 Registered under ``NAME`` with transformers' AttentionInterface. The mask that a model is given is the Tree
 itself, and it travels through the layers (and through their recomputation) to the attention function.
@@ -35,7 +35,7 @@ from prefopt.model import flex
 NAME = "prefopt_tree"
 QUERIES_AT_ONCE = 1024  # bounds the mask of a long run: this many rows times its keys
 CALL = 4096  # query-key products that cost about as much as one more call
-STRETCH = 64  # nodes; a tree whose nodes have no longer a path above them is computed in such stretches on a CPU
+STRETCH = 64  # nodes; used where the path above the first node of each is at most as long
 
 
 class Tree(BlockMask):

@@ -18,17 +18,16 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from prefopt.model.quiet import quiet
 
-NAME = "prefopt_footprint"
+NAMES = {"cpu": "prefopt_footprint_cpu", "cuda": "prefopt_footprint"}
 TOKENS = 32, 64
 
 log = logging.getLogger(__name__)
 
 
-def kept_a_token(model: Any, dtype: torch.dtype) -> int | None:
+def kept_a_token(model: Any, dtype: torch.dtype, device: str = "cpu") -> int | None:
     """Bytes, by a model's configuration, of weights in float32 that are computed with in ``dtype``.
 
     None where the model cannot be gone through without content, as where experts are chosen by what was computed.
-    In bfloat16 a CPU, which attends in float32, keeps up to a seventh more.
     """
     complaints = logging.getLogger("torch._subclasses.fake_tensor")
     try:
@@ -36,8 +35,8 @@ def kept_a_token(model: Any, dtype: torch.dtype) -> int | None:
 
         complaints.disabled = True
         with quiet(), FakeTensorMode():
-            module = AutoModelForCausalLM.from_config(deepcopy(model), dtype=torch.float32)  # it is told of NAME
-            module.set_attn_implementation(NAME)
+            module = AutoModelForCausalLM.from_config(deepcopy(model), dtype=torch.float32)  # told of the name
+            module.eval().set_attn_implementation(NAMES[device])
             few, more = (_kept(module, n, dtype) for n in TOKENS)
     except Exception as error:  # whatever an architecture's own code may raise
         log.debug("%s: activations are estimated, not measured (%s)", type(model).__name__, error)
@@ -84,5 +83,13 @@ def _attend(module, query, key, value, attention_mask, **options):
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+def _attend_on_cpu(module, query, key, value, attention_mask, **options):
+    """In float32, as attention.py does."""
+    out, _ = _attend(module, query.float(), key.float(), value.float(), attention_mask)
+    return out.to(query.dtype), None
+
+
+AttentionInterface.register(NAMES["cuda"], _attend)
+AttentionInterface.register(NAMES["cpu"], _attend_on_cpu)
+for name in NAMES.values():
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)

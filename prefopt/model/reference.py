@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sqlite3
 import struct
 import time
@@ -22,6 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from prefopt.data.cache import folder
 from prefopt.errors import RunFailed
 from prefopt.types import Encoded
 
@@ -72,8 +72,8 @@ def _bytes(array: np.ndarray, dtype: str) -> bytes:
 
 
 def default_path() -> Path:
-    """``reference.sqlite`` in $PREFOPT_CACHE, or else in ~/.cache/prefopt."""
-    return Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt") / "reference.sqlite"
+    """``reference.sqlite``, beside encoded data."""
+    return folder() / "reference.sqlite"
 
 
 class ReferenceStore:

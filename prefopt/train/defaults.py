@@ -61,10 +61,11 @@ def schedule(config: Training, examples: int, parameters: int, imitates: bool) -
 def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) -> int:
     """How many tokens to compute at once: as many as are of use, or fit beside ``held`` bytes at ``each`` a token.
 
-    On a CPU, where a few hundred tokens keep the cores busy, they get a quarter of what is held, or 400 MB: for a
-    model of 30M parameters on two cores 512 tokens, which took 1.28 GB and 768 took 1.50, at 5 to 15 % less speed;
-    one of 5M was as fast with 512 as with 2048. The choice follows from the model's shape and the device alone, and
-    no clock is asked, since another cut of a step is another rounding: a run that is repeated must choose the same.
+    On a CPU, where a few hundred tokens keep the cores busy, they get a quarter of what is held, or 400 MB if that is
+    more: for a model of 30M parameters on two cores 512 tokens, which take 1.28 GB, and 5 to 15 % more time than 768,
+    which take 1.50; one of 5M was as fast with 512 as with 2048. The choice follows from the model's shape and the
+    device alone, and no clock is asked, since another cut of a step is another rounding: a run that is repeated must
+    choose the same.
     """
     if device.type != "cuda":
         return fitting(max(4 * 10**8, held // 4), each, most=1024)
@@ -77,14 +78,14 @@ def held(parameters: int, optimizer: str = "adamw") -> int:
     return 4 * parameters * (2 + (2 if optimizer == "adamw" else 1))
 
 
-def bytes_a_token(model: Any, dtype: torch.dtype) -> int:
+def bytes_a_token(model: Any, dtype: torch.dtype, device: torch.device) -> int:
     """That a step takes for each token computed at once, by a model's configuration.
 
     What autograd keeps of it, which is measured, and half as much again for what the backward pass makes of that and
     what the allocator holds beside; 50 widths a layer where it cannot be measured. Of 30M parameters on a CPU, as a
-    process's memory shows it, 560,000 bytes, where 345,000 are kept.
+    process's memory shows it, 560,000 bytes, where 361,000 are kept.
     """
-    kept = kept_a_token(model, dtype)
+    kept = kept_a_token(model, dtype, device.type)
     if kept is not None:
         return kept * 3 // 2
     model = model.get_text_config()

@@ -169,8 +169,8 @@ class Job:
 
     @cached_property
     def bytes_a_token(self) -> int:
-        dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
-        return defaults.bytes_a_token(load_config(self.config.model), dtype)
+        device = pick_device(self.config.device)
+        return defaults.bytes_a_token(load_config(self.config.model), pick_dtype(self.config.dtype, device), device)
 
 
 def count_parameters(model: Any) -> int:

@@ -156,7 +156,7 @@ class Unread:
     def read(self) -> None:
         """Waits for the figures. A step takes from its beginning, or the end of the one before, until they are there.
 
-        Where they are there unasked they came at about the time when the step was handed over: the host is the slower.
+        Where they are there without waiting, the time of handing over is taken as the end: the host is the slower.
         """
         if self.newest is None:
             return

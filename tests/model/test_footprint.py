@@ -51,7 +51,7 @@ def test_it_is_what_autograd_keeps(name, dtype, monkeypatch):
 def test_a_model_that_cannot_be_measured_is_estimated_without_a_word(capfd):
     config = TREE["mixtral"]()
     assert kept_a_token(config, torch.float32) is None
-    assert defaults.bytes_a_token(config, torch.float32) == 4 * 32 * 3 * 50
+    assert defaults.bytes_a_token(config, torch.float32, torch.device("cpu")) == 4 * 32 * 3 * 50
     assert capfd.readouterr() == ("", "")
 
 
