@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -17,8 +18,16 @@ from prefopt.model.subnormal import flushed_to_zero
 
 
 def load_tokenizer(name: str) -> Any:
-    """UserError if there is none at ``name``."""
-    return from_folder(AutoTokenizer.from_pretrained, name, "tokenizer")
+    """UserError if there is none at ``name``, or one with more tokens than the model that lies beside it."""
+    tokenizer = from_folder(AutoTokenizer.from_pretrained, name, "tokenizer")
+    beside = Path(name).expanduser() / "config.json"
+    room = getattr(load_config(name).get_text_config(), "vocab_size", None) if beside.is_file() else None
+    if room and tokenizer.vocab_size > room:  # tokens that were added, for padding say, may never be read
+        raise UserError(
+            f"{name}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model only {room:,}: "
+            "they do not belong together"
+        )
+    return tokenizer
 
 
 def check_reference(reference: str, model: str, tokenizer: Any) -> None:
@@ -44,12 +53,35 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: in
     one answer from each other.
     """
     where = pick_device(device)
-    module = from_folder(AutoModelForCausalLM.from_pretrained, name, "model", dtype=torch.float32)
+    if classifies(name):
+        raise UserError(f"{name} is a reward model or classifier: it has no head that writes text")
+    module = whole(AutoModelForCausalLM.from_pretrained, name, "model")
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
     with quiet():
         probe(lm, longest)
     return lm
+
+
+def classifies(name: str) -> bool:
+    """Whether the model at ``name`` has the head of a sequence classifier, as reward models have."""
+    return any("SequenceClassification" in architecture for architecture in load_config(name).architectures or [])
+
+
+def whole(
+    load: Any, name: str, what: str, new: str = "-", dtype: torch.dtype = torch.float32, **options: Any
+) -> nn.Module:
+    """A model with all of its weights: transformers draws those at random that it does not find.
+
+    UserError where one is missing, but for those whose names begin with ``new``, which are to be drawn.
+    """
+    module, info = from_folder(load, name, what, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(new)):
+        raise UserError(
+            f"{name}: its weights are not whole: {len(missing)} of the model's tensors are missing ({missing[0]}, ...) "
+            "and would be random numbers: copy the model again, or mend its config.json"
+        )
+    return module
 
 
 def pick_device(device: str) -> torch.device:
@@ -86,6 +118,6 @@ def from_folder(from_pretrained: Any, name: str, what: str, **options: Any) -> A
     try:
         with quiet():
             return from_pretrained(str(path) if local else name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # a file is missing, damaged, another's
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name}: no {what} can be loaded ({first})") from error

@@ -47,12 +47,22 @@ def run(config: NewModel) -> None:
     _print(config, tokenizer, shape, model)
 
 
+TOKENIZER_FILES = {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "config.json",
+}
+"""in a folder with one of them a tokenizer is looked for, and in others texts"""
+
 # --- tokenizer -----------------------------------------------------------------------------------
 
 
 def _tokenizer(config: NewModel) -> Any:
     source = Path(config.tokenizer_from)
-    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+    if not any((source / name).is_file() for name in TOKENIZER_FILES):
         return train_tokenizer(texts(config.tokenizer_from), config.vocab or default_vocab(config.parameters))
     if config.vocab is not None:
         raise SettingError("vocab", f"has no effect: the tokenizer in {source} is taken as it is")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel, Way
 from prefopt.types import Encoded
 
@@ -25,6 +26,9 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
     """
     examples = random_examples(lm, longest)
     truth = one_at_a_time(lm, [*examples, examples[0]])
+    if not truth.isfinite().all():
+        name = lm.bare.name_or_path or type(lm.bare).__name__
+        raise UserError(f"{name}: its log-probs are not finite: its weights are damaged, or too large for {lm.dtype}")
     tolerance = TOLERANCE[lm.dtype]
     why = ""
     ways: tuple[Way, ...] = ("tree", "rows", "logits")

@@ -306,6 +306,11 @@ def check_step_zero(
     expected = torch.as_tensor(expected, dtype=torch.float32, device=losses.device).expand(len(losses))
     loss_off = (losses.float() - expected).abs() / expected.abs().clamp(min=1)
     reward_off = rewards.float().reshape(len(losses), -1).abs().amax(1)
+    if not expected.isfinite().all():
+        raise RunFailed(
+            f"step 0: the loss is {expected[~expected.isfinite()][0]:g} where policy and reference agree, as they do "
+            "before the first step: it cannot be trained with from there; check what it does with margins of 0"
+        )
     off = torch.maximum(loss_off, reward_off).nan_to_num(nan=math.inf)
     count, worst = int((off > tolerance).sum()), int(off.argmax())
     if count:

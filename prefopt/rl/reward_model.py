@@ -20,7 +20,7 @@ from prefopt.errors import UserError
 from prefopt.losses import PlackettLuce
 from prefopt.losses.base import Unit, require_non_negative
 from prefopt.model.language_model import LanguageModel, Way
-from prefopt.model.load import from_folder, load_config, pick_device, pick_dtype, without_dropout
+from prefopt.model.load import classifies, pick_device, pick_dtype, whole, without_dropout
 from prefopt.model.probe import random_examples
 from prefopt.model.quiet import quiet
 from prefopt.transfer import to_device
@@ -164,9 +164,9 @@ def load_reward_model(name: str, tokenizer: Any, dtype: str, device: str, longes
     response: where the tokenizer has none of that kind, it gets one. UserError where the architecture has no
     sequence classifier with a linear head.
     """
-    begun = any("SequenceClassification" in architecture for architecture in load_config(name).architectures or [])
+    begun = classifies(name)
     load = AutoModelForSequenceClassification.from_pretrained
-    module = from_folder(load, name, "reward model", num_labels=1, dtype=torch.float32)
+    module: Any = whole(load, name, "reward model", "-" if begun else "score.", num_labels=1)
     if not isinstance(getattr(module, "score", None), nn.Linear):
         raise UserError(f"{name}: {type(module).__name__} has no linear head, so it cannot become a reward model")
     if not begun:

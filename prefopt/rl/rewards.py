@@ -29,12 +29,13 @@ from prefopt.losses.custom import load
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import (
     check_reference,
-    from_folder,
+    classifies,
     load_config,
     load_model,
     load_tokenizer,
     pick_device,
     pick_dtype,
+    whole,
 )
 from prefopt.score import scored
 from prefopt.types import Encoded, Example, Message, Response
@@ -245,14 +246,14 @@ def _alike(texts: Sequence[Any], size: int) -> Iterator[list[int]]:
 def _load_classifier(name: str, dtype: str, device: str) -> Any:
     where = pick_device(device)
     what = "sequence classifier"
-    options = {"dtype": pick_dtype(dtype, where)}
-    return from_folder(AutoModelForSequenceClassification.from_pretrained, name, what, **options).to(where).eval()
+    load = AutoModelForSequenceClassification.from_pretrained
+    return whole(load, name, what, dtype=pick_dtype(dtype, where)).to(where).eval()
 
 
 def _labels(name: str) -> dict[int, str]:
     """Of a classifier, from its configuration alone; UserError where the folder holds something else."""
     config = load_config(name)
-    if not any("SequenceClassification" in architecture for architecture in config.architectures or []):
+    if not classifies(name):
         raise UserError(f"--reward {name} is no sequence classifier: train one with prefopt reward")
     return config.id2label
 

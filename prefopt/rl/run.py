@@ -25,6 +25,7 @@ from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
 from prefopt.signals import Stop, stop_on_signal
 from prefopt.train import checkpoint, optimizer, outcome, rng, seen
+from prefopt.train.alone import alone
 from prefopt.train.display import Display, size
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
@@ -61,6 +62,11 @@ def method_of(config: settings.PPO) -> PPO:
 
 def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     """Train as planned; as `run` otherwise."""
+    with alone(job.out):
+        return _execute(job, method, reward)
+
+
+def _execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     began, config = time.monotonic(), job.config
     with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)

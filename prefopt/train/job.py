@@ -108,7 +108,7 @@ class Job:
         return [self.data.train[i] for i in order.batch(0, min(SAMPLE, len(self.data.train)))]
 
     def open_folder(self, found: Checkpoint | None) -> None:
-        """Create the run's folder and write config.yaml; with a checkpoint, hold settings and data against it.
+        """Write config.yaml; with a checkpoint, hold settings and data against it.
 
         A run that has not come to a checkpoint begins anew, and so does its config.yaml.
         """
@@ -116,7 +116,6 @@ class Job:
             self.check_unchanged(found.state["data"])
             return
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "config.yaml").write_text(
                 settings.dump(dataclasses.replace(self.config, resume=False)), encoding="utf-8"
             )
@@ -180,10 +179,11 @@ def count_parameters(model: Any) -> int:
 
 
 def _check_folder(config: settings.Training) -> None:
-    begun = (config.out / "config.yaml").exists()
-    if begun and not config.resume:
+    held = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
+    begun = "config.yaml" in held
+    if begun and not config.resume and held != {"config.yaml"}:  # that alone is of one which did not come to begin
         raise UserError(f"--out {config.out} holds a run already: continue it with --resume, or choose another folder")
-    if not begun and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+    if not begun and (held or (config.out.exists() and not config.out.is_dir())):
         raise UserError(f"--out {config.out} exists and is no run: choose another folder")
 
 

@@ -51,6 +51,7 @@ def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
         "loss": repr(job.loss),
         "steps": state.step,
         "skipped_steps": state.guard.skipped,
+        "unit": job.loss.unit,
         "held_out_seen": seen.among(job.config.model, job.data.held_out),
         "training": around("training"),
         "held_out": around("eval") if job.data.held_out else None,

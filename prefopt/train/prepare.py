@@ -82,6 +82,7 @@ def prepare(
         overlap = sum(example.prompt_key in seen for example in held_out)
         if overlap:
             notes.append(f"{overlap} of {len(held_out)} held-out examples have a prompt that is trained on too")
+            counts["held out and trained on"] = overlap
     elif config.eval_fraction:
         train, held_out = plan.split(train, config.eval_fraction, config.seed)
         if not held_out:

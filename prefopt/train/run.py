@@ -24,6 +24,7 @@ from prefopt.errors import Stopped, UserError
 from prefopt.model.load import load_model
 from prefopt.signals import Stop, stop_on_signal
 from prefopt.train import checkpoint, evidence, optimizer, outcome, rng
+from prefopt.train.alone import alone
 from prefopt.train.display import Display
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
@@ -71,13 +72,18 @@ def execute(
     ``make`` loads what is trained, by default the policy and what it is compared with; ``examine`` adds to the
     results what it finds of it in the end.
     """
+    with alone(job.out):
+        return _execute(job, make or _objective, examine)
+
+
+def _execute(job: Job, make: Callable[..., Any], examine: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     began, config = time.monotonic(), job.config
     with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)
         found = checkpoint.load_newest(job.checkpoints) if config.resume else None
         job.open_folder(found)
         torch.manual_seed(config.seed)
-        objective = (make or _objective)(job, display)
+        objective = make(job, display)
         state = _start(job, objective, found, display)
     resumed_at = found.step if found else None
     with (

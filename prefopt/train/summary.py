@@ -4,7 +4,7 @@
 
     {"training": {"before": {"loss": 0.693, ...}, "after": {"loss": 0.412, ...}},
      "held_out": {"before": ..., "after": ...} or None,
-     "skipped_steps": 0}
+     "skipped_steps": 0, "unit": "pair", "held_out_seen": 0, "data": {...}}
 
 Among the figures of a split, beside the metrics: ``rewards/accuracies_low`` and ``_high`` (95 % interval), ``pairs``,
 ``prompts`` and ``length_correlation``, as `with_interval` and `length_correlation` make them. A warning is a
@@ -68,6 +68,8 @@ class Run:
     history: Sequence[Mapping[str, Any]]
     skipped: int
     held_out_seen: int = 0
+    held_out_trained_on: int = 0
+    unit: str = "pair"
 
     @property
     def judged(self) -> tuple[str, Figures, Figures]:
@@ -96,6 +98,8 @@ def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) 
         history=history,
         skipped=int(results.get("skipped_steps", 0)),
         held_out_seen=int(results.get("held_out_seen", 0)),
+        held_out_trained_on=int(results.get("data", {}).get("held out and trained on", 0)),
+        unit=results.get("unit", "pair"),
     )
     warnings = [text for warning in WARNINGS if (text := warning(run))]
     return Summary(_changes(run), warnings)
@@ -115,7 +119,7 @@ def _changes(run: Run) -> list[str]:
         if "loss" in before and "loss" in after:
             parts.append(f"loss {before['loss']:.4f} → {after['loss']:.4f}")
         if "rewards/accuracies" in after:
-            parts.append(f"reward accuracy {_accuracy(after)}{_among(after)}")
+            parts.append(f"reward accuracy {_accuracy(after)}{_among(after, run.unit)}")
         if "rewards/margins" in after:
             parts.append(f"mean margin {after['rewards/margins']:+.3f}")
         if "reward" in before and "reward" in after:
@@ -137,9 +141,9 @@ def _accuracy(figures: Figures) -> str:
     return f"{100 * figures['rewards/accuracies']:.1f} %{interval}"
 
 
-def _among(figures: Figures) -> str:
+def _among(figures: Figures, unit: str) -> str:
     prompts = f" of {figures['prompts']:,} prompts" if "prompts" in figures else ""
-    return f" on {figures['pairs']:,} pairs{prompts}" if "pairs" in figures else ""
+    return f" on {figures['pairs']:,} {unit}s{prompts}" if "pairs" in figures else ""
 
 
 def _moved(which: str, before: Figures, after: Figures) -> str:
@@ -192,6 +196,15 @@ def held_out_was_seen(run: Run) -> str | None:
     return None
 
 
+def held_out_is_trained_on(run: Run) -> str | None:
+    if run.held_out_trained_on:
+        return (
+            f"{run.held_out_trained_on:,} held-out examples have a prompt that was trained on too, so the held-out "
+            "figures flatter; leave those out of --eval-data, or let --eval-fraction hold out whole prompts."
+        )
+    return None
+
+
 def chosen_fell(run: Run) -> str | None:
     """Likelihood displacement: the margin grows although the wanted answers become rarer."""
     name, before, after = run.judged
@@ -222,9 +235,10 @@ def length_drift(run: Run) -> str | None:
     correlation = after.get("length_correlation", 0.0)
     if abs(correlation) > max(LENGTH_CORRELATION, 3 / math.sqrt(after.get("pairs", math.inf))):
         way = "longer" if correlation > 0 else "shorter"
+        other = ", or use --loss sigmoid_norm" if "logps/chosen" in after else ""  # not of a reward model
         return (
             f"Rewards follow length: margins correlate by {correlation:+.2f} with the difference in length on {name} "
-            f"pairs, so expect {way} answers; compare lengths when you judge, or use --loss sigmoid_norm."
+            f"pairs, so expect {way} answers; compare lengths when you judge{other}."
         )
     return None
 
@@ -262,7 +276,10 @@ def nothing_learned(run: Run) -> str | None:
     near = [abs(figures["rewards/accuracies"] - 0.5) < NOTHING_LEARNED or _no_preference(figures) for figures in after]
     if after and all(near):
         shown = " and ".join(f"{figures['rewards/accuracies']:.3f}" for figures in after)
-        return f"Nothing was learned: accuracy {shown}, where a coin gives 0.5; raise --learning-rate or --epochs."
+        _, before, now = run.judged
+        rose = now.get("loss", 0.0) > before.get("loss", math.inf)
+        do = "the loss rose, so lower --learning-rate" if rose else "raise --learning-rate or --epochs"
+        return f"Nothing was learned: accuracy {shown}, where a coin gives 0.5; {do}."
     return None
 
 
@@ -302,6 +319,7 @@ WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     overfitted,
     held_out_loss_rose,
     held_out_was_seen,
+    held_out_is_trained_on,
     chosen_fell,
     margins_saturated,
     length_drift,

@@ -37,6 +37,15 @@ def make(data: Path, out: Path, **settings: object) -> NewModel:
     return config
 
 
+def test_a_folder_of_a_tokenizer_is_no_folder_of_texts(tmp_path):
+    """It has JSON files too, of which a tokenizer could be trained, of 259 bytes."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        make(folder, tmp_path / "out", vocab=None)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt-neox"])
 def test_every_architecture_has_the_size_asked_for(data: Path, tmp_path: Path, architecture: str) -> None:
     make(data, tmp_path / "base", architecture=architecture)

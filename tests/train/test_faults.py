@@ -12,6 +12,7 @@ import pytest
 
 from prefopt import report
 from prefopt.train import checkpoint, outcome
+from prefopt.train.alone import alone
 from prefopt.train.metrics import MetricsFile
 from tests.train import tiny
 
@@ -273,3 +274,25 @@ for size in range(8, 800, 88):
     assert set(codes) <= {0, 1, 2} and codes[0] > 0 and codes[-1] == 0
     assert all(whole == "True" for _, _, whole, _ in rows)
     assert all((model == "True") == (code == 0) for code, (_, _, _, model) in zip(codes, rows, strict=True))
+
+
+def test_two_processes_do_not_train_into_one_folder(given, tmp_path, capsys):
+    out = tmp_path / "run"
+    with alone(out):
+        assert tiny.cli("train", given.model, given.pairs, out) == 2
+        assert "another process is training into it" in capsys.readouterr().err
+    assert tiny.cli("train", given.model, given.pairs, out) == 0
+
+
+def test_a_loss_that_is_nothing_where_the_policies_agree(given, tmp_path, capsys):
+    file = tmp_path / "log.py"
+    file.write_text(
+        "from prefopt.types import LossOutput\n"
+        "class Log:\n"
+        "    def __call__(self, policy, reference, preferences):\n"
+        "        s = policy.sum - reference.sum\n"
+        "        margin = s[preferences.chosen] - s[preferences.rejected]\n"
+        "        return LossOutput((margin - 1e-3).log())\n"
+    )
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", loss=f"{file}:Log") == 1
+    assert "step 0: the loss is nan where policy and reference agree" in capsys.readouterr().err

@@ -182,3 +182,20 @@ def test_length_correlation():
     margins, lengths = random.normal(size=50), random.normal(size=50)
     assert length_correlation(margins, lengths) == pytest.approx(np.corrcoef(margins, lengths)[0, 1])
     assert length_correlation([1.0, 1.0], [3, 4]) == length_correlation([], []) == 0.0
+
+
+def test_a_warning_does_not_say_the_contrary_of_another():
+    """A loss that rose from the first step on: nothing learned, and a lower rate, not a higher one, is the remedy."""
+    before, after = {"loss": 0.7}, {"loss": 25.0, "rewards/accuracies": 0.5, "rewards/margins": 3.0, "pairs": 40}
+    history = [{"split": "eval", "step": 0, "loss": 0.7}, {"split": "eval", "step": 9, "loss": 25.0}]
+    split = {"before": before, "after": after}
+    said = " ".join(summarize(history, {"training": split, "held_out": split}).warnings)
+    assert "lower --learning-rate" in said and "raise --learning-rate" not in said
+
+
+def test_rankings_are_called_rankings_and_a_reward_model_is_told_of_no_loss():
+    after = {"loss": 0.4, "rewards/accuracies": 0.9, "rewards/margins": 3.0, "pairs": 400, "length_correlation": 0.9}
+    split = {"before": {"loss": 0.7}, "after": after}
+    summary = summarize([], {"training": split, "held_out": split, "unit": "ranking"})
+    assert "on 400 rankings" in summary.lines[0]
+    assert "Rewards follow length" in " ".join(summary.warnings) and "--loss" not in " ".join(summary.warnings)
