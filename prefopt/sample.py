@@ -15,8 +15,9 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -59,7 +60,7 @@ def run(config: Sample) -> int:
         _cut(config.out, done * config.n)
         if begun:
             display.note(f"{config.out}: {done:,} of {len(asked):,} prompts are answered already")
-        with display.pass_("prompts", len(asked)) as advance, open(config.out, "a", encoding="utf-8") as file:
+        with display.pass_("prompts", len(asked)) as advance, _appending(config.out) as file:
             advance(done)
             for start in range(done, len(asked), size):
                 group = asked[start : start + size]
@@ -74,6 +75,16 @@ def run(config: Sample) -> int:
                 advance(len(group))
         display.note(f"{len(asked) * config.n:,} responses to {len(asked):,} prompts in {config.out}")
     return 0
+
+
+@contextmanager
+def _appending(file: Path) -> Iterator[IO[str]]:
+    opened = open(file, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        yield opened
+    finally:
+        with suppress(OSError):  # every write was flushed, and one that failed has been told of
+            opened.close()
 
 
 def prompts(

@@ -84,6 +84,13 @@ def whole(
     return module
 
 
+def readable(folder: Path) -> None:
+    """Every file of a saved model is as readable as its config.json: safetensors writes its own for the owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+
+
 def pick_device(device: str) -> torch.device:
     """UserError when CUDA is asked for and there is none."""
     if device == "cuda" and not torch.cuda.is_available():

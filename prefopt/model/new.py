@@ -22,7 +22,7 @@ from prefopt.config import NewModel, SettingError
 from prefopt.data.read import read_rows
 from prefopt.data.render import PLAIN_TEMPLATE
 from prefopt.errors import RunFailed, UserError
-from prefopt.model.load import load_tokenizer
+from prefopt.model.load import load_tokenizer, readable
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 ASPECT = 48  # width / layers that is aimed at: shallow and wide computes well, and learns well when small
@@ -42,6 +42,7 @@ def run(config: NewModel) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(config.out)
         tokenizer.save_pretrained(config.out)
+        readable(config.out)
     except (OSError, SafetensorError) as error:
         raise RunFailed(f"--out {config.out}: cannot be written ({error})") from error
     _print(config, tokenizer, shape, model)

@@ -71,6 +71,11 @@ class Job:
             warmup_steps=schedule.warmup,
             save_every=schedule.save_every,
         )
+        if config.batch_size > len(data.train):
+            display.note(
+                f"--batch-size {config.batch_size:,} is more than the {len(data.train):,} examples there are: each step holds "
+                "some of them more than once"
+            )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
         budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed
 from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import readable
 from prefopt.train import evidence, seen
 from prefopt.train.card import model_card, write_results
 from prefopt.train.job import Job
@@ -109,6 +110,7 @@ def save_model(job: Job, lm: LanguageModel, card: str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         lm.save(aside)
         job.tokenizer.save_pretrained(aside)
+        readable(aside)
         seen.write(aside, job.config.model, job.data.train)
         (aside / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():

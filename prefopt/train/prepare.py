@@ -91,7 +91,8 @@ def prepare(
         raise UserError(_strict(findings))
     if not train:
         reasons = ", ".join(f"{n} {kind}" for kind, n in Counter(f.kind for f in findings).most_common(3))
-        raise UserError(f"{', '.join(config.data)}: nothing is left to train on ({reasons or 'no rows'})")
+        files = ", ".join(config.data)
+        raise UserError(f"{files}: nothing is left to train on ({reasons or 'no rows'}); see prefopt check")
     if lost := counts["end tokens lost"]:
         notes.append(f"{lost:,} responses are cut and so have no end token")
     for text in dict.fromkeys(notes):

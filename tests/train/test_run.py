@@ -109,6 +109,10 @@ def test_held_out_by_prompt(evaluated):
     assert (after["training"]["after"]["prompts"], after["training"]["after"]["pairs"]) == (9, 27)
 
 
+def test_who_may_read_one_file_of_a_model_may_read_all(evaluated):
+    assert len({file.stat().st_mode for file in (evaluated / "run" / "model").iterdir()}) == 1
+
+
 def test_the_model_written_is_the_model_trained(evaluated):
     """AutoModelForCausalLM gives the log-probs that the run ended with, one sequence at a time."""
     out = evaluated / "run"
