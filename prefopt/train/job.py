@@ -73,8 +73,8 @@ class Job:
         )
         if config.batch_size > len(data.train):
             display.note(
-                f"--batch-size {config.batch_size:,} is more than the {len(data.train):,} examples there are: each step holds "
-                "some of them more than once"
+                f"--batch-size {config.batch_size:,} is more than the {len(data.train):,} examples there are: "
+                "each step holds some of them more than once"
             )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
