@@ -85,9 +85,9 @@ def whole(
 
 
 def readable(folder: Path) -> None:
-    """Every file of a saved model is as readable as its config.json: safetensors writes its own for the owner alone."""
+    """Weights of a saved model are as readable as its config.json: safetensors writes them for the owner alone."""
     mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
+    for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 
 

@@ -48,6 +48,8 @@ def run(config: NewModel) -> None:
     _print(config, tokenizer, shape, model)
 
 
+# --- tokenizer -----------------------------------------------------------------------------------
+
 TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -57,8 +59,6 @@ TOKENIZER_FILES = {
     "config.json",
 }
 """in a folder with one of them a tokenizer is looked for, and in others texts"""
-
-# --- tokenizer -----------------------------------------------------------------------------------
 
 
 def _tokenizer(config: NewModel) -> Any:

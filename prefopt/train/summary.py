@@ -238,7 +238,7 @@ def length_drift(run: Run) -> str | None:
         other = ", or use --loss sigmoid_norm" if "logps/chosen" in after else ""  # not of a reward model
         return (
             f"Rewards follow length: margins correlate by {correlation:+.2f} with the difference in length on {name} "
-            f"pairs, so expect {way} answers; compare lengths when you judge{other}."
+            f"{run.unit}s, so expect {way} answers; compare lengths when you judge{other}."
         )
     return None
 
@@ -387,7 +387,8 @@ def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for label, name, form in ROWS:
         if any(name in figures for _, figures in columns):
-            rows.append([label, *(_cell(figures, name, form) for _, figures in columns)])
+            counted = f"{results.get('unit', 'pair')}s" if name == "pairs" else label
+            rows.append([counted, *(_cell(figures, name, form) for _, figures in columns)])
         if name == "rewards/accuracies" and any(f"{name}_low" in figures for _, figures in columns):
             rows.append(["  95 % interval", *(_interval(figures) for _, figures in columns)])
     return ["", *(label for label, _ in columns)], rows

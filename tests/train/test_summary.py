@@ -198,4 +198,5 @@ def test_rankings_are_called_rankings_and_a_reward_model_is_told_of_no_loss():
     split = {"before": {"loss": 0.7}, "after": after}
     summary = summarize([], {"training": split, "held_out": split, "unit": "ranking"})
     assert "on 400 rankings" in summary.lines[0]
+    assert ["rankings", "–", "400"] in table_rows({"training": split, "unit": "ranking"})[1]
     assert "Rewards follow length" in " ".join(summary.warnings) and "--loss" not in " ".join(summary.warnings)
