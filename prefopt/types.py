@@ -110,8 +110,13 @@ class Encoded:
     prompt_key: str
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of the prompt and of each response."""
+        return (len(self.prompt), *map(len, self.responses))
+
+    @property
     def tokens(self) -> int:
-        return len(self.prompt) + sum(len(r) for r in self.responses)
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)

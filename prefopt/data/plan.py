@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import xxhash
 
 from prefopt.data.prefixes import common, grown, ids_of, string
-from prefopt.data.shelf import Chosen
+from prefopt.data.shelf import Chosen, Fact, each
 from prefopt.errors import UserError
 from prefopt.transfer import to_device
 from prefopt.types import Encoded, Preferences
@@ -28,7 +28,7 @@ Unit = Literal["pair", "ranking", "response", "demonstration"]
 """What a loss compares, and so what one example of a batch is."""
 
 
-def units(examples: Sequence[Encoded], unit: Unit) -> Chosen:
+def units(examples: Sequence[Encoded], unit: Unit) -> Units:
     """What a loss with this ``unit`` trains on, made of ``examples`` when asked for; responses stand best first.
 
     ``pair``           every two responses with different scores (a ranking of K without ties: K(K-1)/2)
@@ -38,21 +38,44 @@ def units(examples: Sequence[Encoded], unit: Unit) -> Chosen:
 
     Raises UserError where the data hold nothing of that kind.
     """
-    split = _SPLIT[unit]
+    split = lru_cache(1024)(_SPLIT[unit])  # most data have few different scores
     of, number = array("q"), array("q")  # of which example, and which of its parts
-    for i, example in enumerate(examples):
-        parts = range(len(split(example.scores)))
+    every = each(examples, "scores")
+    for i, scores in enumerate(every):
+        parts = range(len(split(scores)))
         of.extend(i for _ in parts)
         number.extend(parts)
-    if len(examples) and not of:
-        have = "single responses" if all(len(e.responses) == 1 for e in examples) else "comparisons without an order"
+    if every and not of:
+        have = "single responses" if all(len(scores) == 1 for scores in every) else "comparisons without an order"
         other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
         if unit == "demonstration":
             have, other = "responses labelled undesirable", "kto"
         raise UserError(
             f"this loss needs {_NEEDS[unit]}, and the data hold {have} only, which are for prefopt train --loss {other}"
         )
-    return Chosen(examples, np.array(of, int), lambda example, u: split(example.scores)[number[u]].of(example))
+    return Units(examples, np.array(of, int), lambda scores, u: split(scores)[number[u]])
+
+
+class Units(Chosen):
+    """Parts of ``examples``; ``pick`` says of the scores of the one that unit ``u`` comes from which part that is."""
+
+    def __init__(self, examples: Sequence[Encoded], at: np.ndarray, pick: Callable[[Scores, int], Pick]):
+        super().__init__(examples, at)
+        self._pick = pick
+
+    def made(self, i: int) -> Encoded:
+        example = super().made(i)
+        return self._pick(example.scores, i).of(example)
+
+    def each(self, fact: Fact) -> list[Any]:
+        told = super().each(fact)
+        if fact in ("prompt_key", "source"):
+            return told
+        picks = [self._pick(scores, u) for u, scores in enumerate(super().each("scores"))]
+        return [pick.told(fact, of) for pick, of in zip(picks, told, strict=True)]
+
+
+Scores = tuple[float | None, ...]
 
 
 class Pick(NamedTuple):
@@ -63,21 +86,27 @@ class Pick(NamedTuple):
 
     def of(self, example: Encoded) -> Encoded:
         """``example`` with these responses."""
-        chosen = self.chosen
-        if chosen is None:
+        if self.chosen is None:
             return example
         return Encoded(
             example.prompt,
-            tuple([example.responses[i] for i in chosen]),
-            tuple([example.scored[i] for i in chosen]),
-            self.scores or tuple([example.scores[i] for i in chosen]),
+            tuple([example.responses[i] for i in self.chosen]),
+            tuple([example.scored[i] for i in self.chosen]),
+            self.told("scores", example.scores),
             example.source,
-            xxhash.xxh3_128_hexdigest(f"{example.key}:{chosen}".encode()),
+            self.told("key", example.key),
             example.prompt_key,
         )
 
-
-Scores = Sequence[float | None]
+    def told(self, fact: Fact, of: Any) -> Any:
+        """What a fact is with these responses, where it is ``of`` with all of them."""
+        if self.chosen is None:
+            return of
+        if fact == "key":
+            return xxhash.xxh3_128_hexdigest(f"{of}:{self.chosen}".encode())
+        if fact == "lengths":
+            return (of[0], *[of[i + 1] for i in self.chosen])
+        return self.scores or tuple([of[i] for i in self.chosen])
 
 
 def _pairs(s: Scores) -> list[Pick]:
@@ -167,7 +196,7 @@ def split(examples: Sequence[Encoded], fraction: float, seed: int) -> tuple[Chos
     Which prompts are held out depends on the prompts and the seed alone, not on their order or on how
     many pairs each has; a prompt stays on its side when data are added, but for those at the border.
     """
-    rank = _hashes(f"{seed}:{example.prompt_key}" for example in examples)
+    rank = _hashes(f"{seed}:{key}" for key in each(examples, "prompt_key"))
     different = np.unique(rank)
     held_out = np.isin(rank, different[: round(fraction * len(different))])
     return Chosen(examples, np.flatnonzero(~held_out)), Chosen(examples, np.flatnonzero(held_out))
@@ -218,7 +247,7 @@ def order(units: Sequence[Encoded], seed: int, group_by_prompt: bool = False) ->
     """The order of ``units``; where they are grouped, those of one prompt meet in a step."""
     if not group_by_prompt:
         return Order(len(units), seed)
-    return Order(len(units), seed, np.unique(_hashes(e.prompt_key for e in units), return_inverse=True)[1])
+    return Order(len(units), seed, np.unique(_hashes(each(units, "prompt_key")), return_inverse=True)[1])
 
 
 def repeated(weights: Sequence[float] | np.ndarray, seed: int) -> np.ndarray:

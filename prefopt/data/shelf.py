@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise, starmap
 from pathlib import Path
 from struct import Struct
-from typing import IO, Any, overload
+from typing import IO, Any, Literal, overload
 
 import numpy as np
 
@@ -49,11 +49,29 @@ def writing() -> Iterator[None]:
         raise Unwritable(str(error)) from error
 
 
+Fact = Literal["key", "prompt_key", "scores", "source", "lengths"]
+"""what is asked of all examples, and can be told of each without its token ids"""
+
+
+def each(examples: Sequence[Encoded], fact: Fact) -> list[Any]:
+    """[n] one attribute of every example.
+
+    >>> ids = np.array([5, 6], np.int32)
+    >>> each([Encoded(ids, (ids, ids[:1]), (), (1.0, 0.0), "prefs.jsonl:1", "", "")], "lengths")
+    [(2, 2, 1)]
+    """
+    return examples.each(fact) if isinstance(examples, Lazy) else [getattr(example, fact) for example in examples]
+
+
 class Lazy(Sequence[Encoded]):
     """Examples, each made anew when it is asked for; a slice of them is a list."""
 
     def made(self, i: int) -> Encoded:
         """The one with the number ``i``, from 0 on."""
+        raise NotImplementedError
+
+    def each(self, fact: Fact) -> list[Any]:
+        """[n] one attribute of every one, none of which is made."""
         raise NotImplementedError
 
     @overload
@@ -107,6 +125,21 @@ class Shelf(Lazy):
             of["keys"][16 * i : 16 * i + 16].tobytes().hex(),
             of["prompt_keys"][16 * i : 16 * i + 16].tobytes().hex(),
         )
+
+    def each(self, fact: Fact) -> list[Any]:
+        of = self._of
+        if fact in ("key", "prompt_key"):
+            text = of[f"{fact}s"].tobytes().hex()
+            return [text[at : at + 32] for at in range(0, len(text), 32)]
+        if fact == "source":
+            written = of["sources"].tobytes()
+            return [written[a:b].decode("utf-8", ANY_NAME) for a, b in pairwise(of["source_bounds"].tolist())]
+        parts = pairwise(of["first"].tolist())
+        if fact == "lengths":
+            lengths = np.diff(of["bounds"]).tolist()
+            return [tuple(lengths[a:b]) for a, b in parts]
+        scores = [None if math.isnan(score) else score for score in of["scores"].tolist()]
+        return [tuple(scores[a + 1 : b]) for a, b in parts]
 
 
 class Writer:
@@ -186,18 +219,21 @@ class OnDisk:
 
 
 class Chosen(Lazy):
-    """Some of ``examples``, in an order of their own, or what ``make`` makes of the one at each place.
+    """Some of ``examples``, in an order of their own.
 
     >>> list(Chosen("abc", np.array([2, 0]))), Chosen("abc", np.array([2, 0]))[1:]
     (['c', 'a'], ['a'])
     """
 
-    def __init__(self, examples: Sequence[Any], at: np.ndarray, make: Callable[[Any, int], Encoded] | None = None):
-        self.examples, self.at, self._make = examples, at, make
+    def __init__(self, examples: Sequence[Any], at: np.ndarray):
+        self.examples, self.at = examples, at
 
     def __len__(self) -> int:
         return len(self.at)
 
     def made(self, i: int) -> Encoded:
-        example = self.examples[int(self.at[i])]
-        return example if self._make is None else self._make(example, i)
+        return self.examples[int(self.at[i])]
+
+    def each(self, fact: Fact) -> list[Any]:
+        told = each(self.examples, fact)
+        return [told[i] for i in self.at.tolist()]

@@ -16,7 +16,7 @@ from prefopt.config import Training
 from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
-from prefopt.data.shelf import Chosen
+from prefopt.data.shelf import Chosen, each
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Finding
 
@@ -37,14 +37,14 @@ class Prepared:
         content = xxhash.xxh3_128()
         for part in (self.train, self.held_out):
             content.update(b"|")
-            for example in part:
-                content.update(example.key.encode())
+            content.update("".join(each(part, "key")).encode())
         return content.hexdigest()
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return max(len(e.prompt) + len(r) for e in chain(self.train, self.held_out) for r in e.responses)
+        lengths = chain(each(self.train, "lengths"), each(self.held_out, "lengths"))
+        return max(prompt + max(responses) for prompt, *responses in lengths)
 
 
 Prepare = Callable[[Training, Any, plan.Unit, int | None, Callable[[str], None]], Prepared]
@@ -67,7 +67,7 @@ def prepare(
         notes.extend(data.notes)
         examples = Chosen(data.examples, plan.repeated(data.weights, config.seed))
         made = plan.units(examples, unit)
-        if unit == "response" and (rankings := sum(len(example.responses) > 2 for example in examples)):
+        if unit == "response" and (rankings := sum(len(scores) > 2 for scores in each(examples, "scores"))):
             notes.append(f"of {rankings:,} rankings only the best and the worst response are learned from")
         findings.extend(_unfit(made, unit))
         return made
@@ -78,8 +78,8 @@ def prepare(
         held_out = units(config.eval_data)
         if not held_out:
             raise UserError(f"--eval-data {', '.join(config.eval_data)}: nothing of it can be evaluated on")
-        seen = {example.prompt_key for example in train}
-        overlap = sum(example.prompt_key in seen for example in held_out)
+        seen = {*each(train, "prompt_key")}
+        overlap = sum(key in seen for key in each(held_out, "prompt_key"))
         if overlap:
             notes.append(f"{overlap} of {len(held_out)} held-out examples have a prompt that is trained on too")
             counts["held out and trained on"] = overlap
@@ -112,8 +112,8 @@ UNFIT: dict[plan.Unit, tuple[str, str]] = {
 
 def _unfit(made: Chosen, unit: plan.Unit) -> list[Finding]:
     """Of the examples that units were made of, those that hold none."""
-    without = np.setdiff1d(np.arange(len(made.examples)), made.at)
-    return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(made.examples[int(i)].source for i in without)]
+    without, sources = np.setdiff1d(np.arange(len(made.examples)), made.at), each(made.examples, "source")
+    return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(sources[i] for i in without)]
 
 
 def account(findings: Sequence[Finding]) -> list[str]:
