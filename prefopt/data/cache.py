@@ -15,13 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tokenizers
+import transformers
 import xxhash
 
+import prefopt
 from prefopt.data.shelf import COLUMNS, Unwritable, Writer, read, writing
 from prefopt.types import Finding
 
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the layout below and of what encoding means; raise it when either changes
+UNREAD = 90 * 24 * 3600
+"""seconds after which what no run has read is deleted"""
 CHUNK = 2**20
 
 Fill = Callable[[Writer], "EncodedData"]
@@ -42,11 +46,20 @@ def folder() -> Path:
     return Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt").expanduser()
 
 
-def key(tokenizer: Any, options: Sequence[object], content: str) -> str:
-    """xxh3-128 over the tokenizer, its template and special tokens, the options and a hash of the examples."""
+def key(tokenizer: Any, options: Sequence[object], content: Sequence[object]) -> str:
+    """xxh3-128 over what makes ids of text, the options and hashes of the data."""
     specials = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    about = [VERSION, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, specials, *options, content]
+    about = [_code(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, specials, *options, *content]
     return xxhash.xxh3_128_hexdigest(json.dumps(about).encode())
+
+
+@cache
+def _code() -> list[str]:
+    """What reading and encoding mean: after any change of it, nothing that was kept before is taken for the same."""
+    code = xxhash.xxh3_128()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return [code.hexdigest(), prefopt.__version__, transformers.__version__, tokenizers.__version__]
 
 
 def keep(key: str, fill: Fill) -> EncodedData:
@@ -74,7 +87,8 @@ def _kept(aside: Path, key: str, fill: Fill, files: ExitStack) -> EncodedData:
         writer = Writer(lambda column: files.enter_context((new / column).open("wb")))
     data = fill(writer)
     writer.close()
-    said = json.dumps({"counts": dict(data.counts), "findings": [asdict(finding) for finding in data.findings]})
+    told = {"counts": data.counts, "findings": [asdict(finding) for finding in data.findings], "of_each": data.of_each}
+    said = json.dumps(told | {"survey": asdict(data.survey) | {"private": sorted(data.survey.private)}})
     with writing():
         (new / "said.json").write_text(json.dumps({"sum": _sum(new, said), "said": said}))
         try:
@@ -89,11 +103,12 @@ def _kept(aside: Path, key: str, fill: Fill, files: ExitStack) -> EncodedData:
 
 
 def _sweep() -> None:
-    """What processes that were killed had begun to write, more than a day ago."""
-    for begun in folder().glob(".writing-*"):
-        with suppress(FileNotFoundError):  # another process sweeps too
-            if time.time() - begun.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(begun, ignore_errors=True)
+    """What processes that were killed had begun to write, more than a day ago, and what no run has read for long."""
+    for name, after in ((".writing-*", 24 * 3600), ("encoded-*", UNREAD)):
+        for old in folder().glob(name):
+            with suppress(FileNotFoundError):  # another process sweeps too
+                if time.time() - old.stat().st_mtime > after:
+                    old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
 
 
 def load(key: str) -> EncodedData | None:
@@ -113,13 +128,17 @@ DAMAGE = (ValueError, KeyError, TypeError, OSError)
 
 def _read(path: Path) -> EncodedData:
     """One of DAMAGE where it is not what was written."""
-    from prefopt.data.encode import EncodedData
+    from prefopt.data.encode import EncodedData, Survey
 
     file = json.loads((path / "said.json").read_text())
     if file["sum"] != _sum(path, file["said"]):
         raise ValueError("the checksum is wrong")
     said = json.loads(file["said"])
-    return EncodedData(read(path), Counter(said["counts"]), [Finding(**f) for f in said["findings"]])
+    with suppress(OSError):  # another user's
+        os.utime(path)
+    survey = Survey(**said["survey"] | {"private": frozenset(said["survey"]["private"])})
+    findings = [Finding(**finding) for finding in said["findings"]]
+    return EncodedData(read(path), Counter(said["counts"]), findings, [], survey, said["of_each"])
 
 
 def _path(key: str) -> Path:

@@ -1,6 +1,7 @@
 """From names of data to encoded examples: read, inspect, encode, with every finding on the way.
 
-Data are read twice, so that they need not be held: to see what can be used, and to encode that.
+Data are read once, and held nowhere. What came of them is kept under their files' contents, so that a run that
+finds it there reads no row.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import islice
 
 import numpy as np
 
-from prefopt.data.encode import Encoder
+from prefopt.data import cache
+from prefopt.data.encode import AT_ONCE, EncodedData, Encoder, Surprise, Survey
 from prefopt.data.findings import inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
-from prefopt.data.shelf import Shelf
+from prefopt.data.read import fingerprint
+from prefopt.data.shelf import Shelf, Writer
 from prefopt.types import Encoded, Example, Finding
 
 
@@ -37,21 +40,43 @@ def encoded(specs: Sequence[str], format: str | None, encoder: Encoder) -> Datas
     for source in sources:
         if source.guessed and source.sample is not None:
             notes += [f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)]
-    usable = Usable(sources)
-    survey = encoder.survey(usable.first())
-    data = encoder.encode(usable, survey)
+    data = kept(sources, encoder)
     assert isinstance(data.examples, Shelf)
-    return Dataset(
-        data.examples,
-        np.repeat([source.weight for source in sources], usable.of_each)[data.examples.given],
-        data.counts + Counter(rows=usable.rows),
-        [*usable.unread, *usable.odd, *data.findings],
-        [*notes, *data.notes],
-    )
+    weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]
+    return Dataset(data.examples, weights, data.counts, data.findings, [*notes, *encoder.prepare(data.survey)])
+
+
+def kept(sources: Sequence[Source], encoder: Encoder) -> EncodedData:
+    """From the cache, or new."""
+    content = contents(sources)
+    key = cache.key(encoder.tokenizer, (encoder.max_length, encoder.overlong, encoder.train_on), content)
+
+    def fill(writer: Writer, survey: Survey) -> EncodedData:
+        data = encoder.encode(usable := Usable(sources), writer, survey)
+        if contents(sources) != content:
+            raise Surprise
+        data.findings = [*usable.unread, *usable.odd, *data.findings]
+        data.counts["rows"], data.of_each = usable.rows, usable.of_each
+        return data
+
+    def new(survey: Survey) -> EncodedData:
+        return cache.keep(key, lambda writer: fill(writer, survey))
+
+    if data := cache.load(key):
+        return data
+    try:  # what holds for the first ones holds for all, as a rule
+        return new(encoder.survey(islice(Usable(sources), AT_ONCE)))
+    except Surprise:
+        return new(encoder.survey(Usable(sources)))
+
+
+def contents(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """What each one's examples follow from."""
+    return [(source.layout.name, fingerprint(source.name)) for source in sources]
 
 
 class Usable:
-    """The examples that can be used, read from their files every time; ``first`` finds out which they are."""
+    """The examples that can be used, read once, and an account of that reading."""
 
     def __init__(self, sources: Sequence[Source]):
         self.sources = sources
@@ -60,21 +85,14 @@ class Usable:
         self.of_each = [0] * len(sources)
         """how many of each source"""
         self.rows = 0
-        self._bad: set[int] = set()
-
-    def first(self) -> Iterator[Example]:
-        seen: dict[bytes, str] = {}
-        place = count()
-        for number, source in enumerate(self.sources):
-            for example, findings in inspected(read_all([source], self.unread), seen):
-                at = next(place)
-                self.odd += findings
-                if any(finding.drops for finding in findings):
-                    self._bad.add(at)
-                else:
-                    self.of_each[number] += 1
-                    yield example
-        self.rows = next(place) + len(self.unread)
 
     def __iter__(self) -> Iterator[Example]:
-        return (example for at, example in enumerate(read_all(self.sources, [])) if at not in self._bad)
+        seen: dict[bytes, str] = {}
+        for number, source in enumerate(self.sources):
+            for example, findings in inspected(read_all([source], self.unread), seen):
+                self.rows += 1
+                self.odd += findings
+                if not any(finding.drops for finding in findings):
+                    self.of_each[number] += 1
+                    yield example
+        self.rows += len(self.unread)

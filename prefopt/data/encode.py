@@ -6,12 +6,12 @@ odd is counted and named by source before anything is trained on.
 
 from __future__ import annotations
 
-import json
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 import xxhash
 from tokenizers import AddedToken, Tokenizer
 
-from prefopt.data import cache
 from prefopt.data.render import (
     PLAIN_TEMPLATE,
     PRIVATE,
@@ -41,33 +40,56 @@ AT_ONCE = 512
 """examples that are rendered, then tokenized: enough for every core, few enough that the two overlap"""
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What has to be known of all examples before the first one is rendered.
+
+    ``private``: code points beyond Unicode's public planes that occur. ``chats`` of them are messages and ``texts``
+    are text, of which ``begun`` begin with a control token.
+    """
+
+    private: Set[int] = frozenset()
+    chats: int = 0
+    texts: int = 0
+    begun: int = 0
+
+    @property
+    def templated(self) -> bool:
+        """Whether all texts were already rendered by a template."""
+        return 0 < self.begun == self.texts
+
+    def __add__(self, other: Survey) -> Survey:
+        numbers = (self.chats + other.chats, self.texts + other.texts, self.begun + other.begun)
+        return Survey(self.private | other.private, *numbers)
+
+    def allows(self, seen: Survey) -> bool:
+        """Whether some of the examples may be as they were ``seen``, where this is what is taken for granted of all."""
+        begun = seen.begun == seen.texts if self.templated else True
+        return begun and seen.private <= self.private and (self.chats > 0 or not seen.chats)
+
+
+class Surprise(UserError):
+    """Examples are not what their survey says."""
+
+    def __init__(self) -> None:
+        super().__init__("the data changed while they were read: start again when they are complete")
+
+
 @dataclass(slots=True)
 class EncodedData:
     """Examples ready to be planned, and what became of the others.
 
     ``counts``: examples given and kept, and how many were touched for each reason. ``findings`` name the
-    source of each. ``notes`` hold for the whole data set.
+    source of each. ``notes`` hold for the whole data set, whose ``survey`` they follow from. ``of_each``: how many
+    examples each source gave, where they are of several.
     """
 
     examples: Sequence[Encoded] = ()
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What has to be known of all examples before the first one is rendered.
-
-    ``content``: a hash of all of them. ``private``: code points beyond Unicode's public planes that occur.
-    ``templated``: whether all texts were already rendered by a template, and so begin with a control token.
-    """
-
-    count: int
-    content: str
-    private: set[int]
-    chat: bool
-    templated: bool
+    survey: Survey = field(default_factory=Survey)
+    of_each: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -245,50 +267,44 @@ class Encoder:
         self.tokenizer, self.max_length, self.overlong, self.train_on = tokenizer, max_length, overlong, train_on
         self.controls = control_tokens(tokenizer)
         self.bos = _bos(tokenizer)
+        self.bare = tokenizer.chat_template is None
 
     def survey(self, examples: Iterable[Example]) -> Survey:
         """Goes through all of them, holding none."""
         written = tuple(control.content for control in self.controls)
-        content, private, count, chats, begun = xxhash.xxh3_128(), set[int](), 0, 0, 0
+        private, chats, texts, begun = set[int](), 0, 0, 0
         for example in examples:
-            count += 1
-            content.update(_written(example))
             text = "".join(_texts(example))
             private.update(map(ord, () if text.isascii() else PRIVATE.findall(text)))
             chats += example.is_chat
+            texts += not example.is_chat
             begun += not example.is_chat and text.startswith(written)
-        templated = bool(written) and 0 < begun == count - chats
-        return Survey(count, content.hexdigest(), private, chats > 0, templated)
+        return Survey(private, chats, texts, begun)
 
-    def encode(self, examples: Iterable[Example], survey: Survey | None = None) -> EncodedData:
-        """The examples that can be trained on, cut to fit, and an account of the rest. Cached by content.
+    def encode(
+        self, examples: Iterable[Example], writer: Writer | None = None, survey: Survey | None = None
+    ) -> EncodedData:
+        """The examples that can be trained on, cut to fit, and an account of the rest.
 
-        ``survey`` is theirs, where it is known; without it they are gone through twice. UserError where they are not
-        those of the survey.
+        ``writer`` takes them; without one they are in memory. ``survey`` is what is taken for granted of all of them;
+        without one they are gone through twice. Surprise where it does not hold.
         """
+        shelf = writer or Writer(lambda column: BytesIO())
         survey = survey or self.survey(examples)
-        notes = self.prepare(survey)
-        key = cache.key(self.tokenizer, (self.max_length, self.overlong, self.train_on), survey.content)
-        data = cache.load(key) or cache.keep(key, lambda writer: self._encode(examples, survey, writer))
-        data.notes = notes
-        return data
-
-    def _encode(self, examples: Iterable[Example], survey: Survey, writer: Writer) -> EncodedData:
-        """Writes what can be trained on, and tells of the rest."""
-        data, odd, content = EncodedData(), [], xxhash.xxh3_128()
+        data, odd = EncodedData(notes=self.prepare(survey), survey=survey), []
         for part in self.parts(examples, survey):
             odd += part.findings
-            content.update(b"".join(map(_written, part.examples)))
+            data.counts["given"] += len(part.examples)
             for draft in part.drafts:
                 kept = self.keep(draft, part.examples[draft.index - part.start], data)
                 if kept is not None:
-                    writer.add(kept, draft.index)
+                    shelf.add(kept, draft.index)
                     data.counts["kept"] += 1
-        if content.hexdigest() != survey.content:
-            raise UserError("the data changed while they were read: start again when they are complete")
         data.findings = [*odd, *data.findings]
         data.counts.update(finding.kind for finding in data.findings)
-        data.counts.update(given=survey.count, kept=0)
+        data.counts.update(given=0, kept=0)
+        if writer is None:
+            data.examples = shelf.in_memory()
         return data
 
     def prompts(self, prompts: Sequence[str | tuple[Message, ...]]) -> list[np.ndarray]:
@@ -307,7 +323,7 @@ class Encoder:
     def prepare(self, survey: Survey) -> list[str]:
         """Gives a tokenizer that lacks a chat template a plain one if there are messages; says what holds for all."""
         notes = []
-        if self.tokenizer.chat_template is None and survey.chat:
+        if self.bare and survey.chats:
             bos = "{{ bos_token }}" if len(self.bos) else ""
             self.tokenizer.chat_template = bos + PLAIN_TEMPLATE
             notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
@@ -320,14 +336,18 @@ class Encoder:
     def parts(self, examples: Iterable[Example], survey: Survey) -> Iterator[Part]:
         """All examples, some hundreds at a time, as far as they can be rendered, nothing cut; ``prepare`` first.
 
-        While some are tokenized, which takes other cores, the next ones are rendered.
+        While some are tokenized, which takes other cores, the next ones are rendered. Surprise where they are not
+        those of the survey.
         """
         controls = Controls(self.controls, survey.private)
         renderer = Renderer(self.tokenizer, controls, self.train_on, survey.templated)
-        tokens, rest, start = Tokens(self.tokenizer, controls), iter(examples), 0
+        tokens, rest, start, seen = Tokens(self.tokenizer, controls), iter(examples), 0, Survey()
         with ThreadPoolExecutor(1) as pool:
             before = None
             while some := list(islice(rest, AT_ONCE)):
+                seen += self.survey(some)
+                if not survey.allows(seen):
+                    raise Surprise
                 rendered, findings = self._render(renderer, start, some)
                 job = pool.submit(self.assembled, tokens, rendered)
                 if before:
@@ -335,6 +355,8 @@ class Encoder:
                 before, start = (start, some, tokens, rendered, findings, job), start + len(some)
             if before:
                 yield Part(*before[:-1], before[-1].result())
+        if seen.templated != survey.templated:
+            raise Surprise
 
     def assembled(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[Draft]:
         """Text to ids, all prompts in one batch and all responses in another."""
@@ -433,12 +455,6 @@ def _bos(tokenizer: Any) -> np.ndarray:
     bare, full = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return np.array(full[:start], np.int32)
-
-
-def _written(example: Example) -> bytes:
-    """All that an example says, for a hash."""
-    responses = [(response.content, response.score) for response in example.responses]
-    return json.dumps((example.prompt, responses, example.source)).encode() + b"\n"
 
 
 def _texts(example: Example) -> Iterator[str]:

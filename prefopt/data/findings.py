@@ -7,6 +7,7 @@ any length can be streamed through.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 
 import xxhash
@@ -67,24 +68,24 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
 
 
 def _among_others(example: Example, source: str, seen: dict[bytes, str]) -> Iterator[Finding]:
-    prompt = _digest(_bytes(example.prompt))
-    responses = [_digest(_bytes(response.content)) for response in example.responses]
+    prompt = _digest(example.prompt)
+    responses = [_digest(response.content) for response in example.responses]
     scores = [response.score for response in example.responses]
-    earlier = seen.setdefault(_digest(prompt, *responses, repr(_order(scores)).encode()), source)
+    earlier = seen.setdefault(_joint(prompt, *responses, repr(_order(scores)).encode()), source)
     if earlier != source:
         yield Finding(source, "duplicate", f"the same as {earlier}", drops=False)
         return
     for better, worse in _comparisons(responses, scores):
-        seen.setdefault(_digest(prompt, better, worse), source)
-        if contrary := seen.get(_digest(prompt, worse, better)):
+        seen.setdefault(_joint(prompt, better, worse), source)
+        if contrary := seen.get(_joint(prompt, worse, better)):
             yield Finding(source, "contradiction", f"{contrary} prefers the other side", drops=False)
             return
 
 
 def _comparisons(responses: list[bytes], scores: list[float | None]) -> Iterator[tuple[bytes, bytes]]:
-    """Which response is said to be better than which; an unpaired one is above or below all else: ``b""``."""
+    """Which response is said to be better than which; an unpaired one is above or below all else."""
     if len(responses) == 1 and scores[0] is not None:
-        yield (responses[0], b"") if scores[0] > 0 else (b"", responses[0])
+        yield (responses[0], ALL_ELSE) if scores[0] > 0 else (ALL_ELSE, responses[0])
     for (a, above), (b, below) in itertools.combinations(zip(responses, scores, strict=True), 2):
         if above is not None and below is not None and above > below and a != b:
             yield a, b
@@ -105,13 +106,13 @@ def _text(content: str | tuple[Message, ...]) -> str:
     return content if isinstance(content, str) else "".join(turn.content for turn in content)
 
 
-def _bytes(content: str | tuple[Message, ...]) -> bytes:
-    """Told apart whatever the texts hold: every part stands behind its length."""
-    parts = [content] if isinstance(content, str) else [part for turn in content for part in turn]
-    return str(isinstance(content, str)).encode() + b"".join(
-        len(part).to_bytes(8, "little") + part for part in (text.encode() for text in parts)
-    )
+def _digest(content: str | tuple[Message, ...]) -> bytes:
+    return xxhash.xxh3_128_digest(json.dumps(content).encode())
 
 
-def _digest(*parts: bytes) -> bytes:
-    return xxhash.xxh3_128_digest(b"".join(len(part).to_bytes(8, "little") + part for part in parts))
+def _joint(*digests: bytes) -> bytes:
+    """Of digests, which are equally long, so that they need nothing between them."""
+    return xxhash.xxh3_128_digest(b"".join(digests))
+
+
+ALL_ELSE = bytes(16)

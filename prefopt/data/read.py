@@ -20,8 +20,11 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
+
+import xxhash
 
 from prefopt.errors import UserError
 
@@ -52,6 +55,23 @@ def read_rows(spec: str) -> Iterator[Row]:
     if files is None:
         return _hub_rows(spec)
     return itertools.chain.from_iterable(map(_file_rows, files))
+
+
+def fingerprint(spec: str) -> str:
+    """A hash of names and content of all that ``read_rows`` would read; of a hub data set once in a process."""
+    files = find_files(spec)
+    if files is None:
+        return _hub_fingerprint(spec)
+    content = xxhash.xxh3_128()
+    for path in files:
+        try:
+            content.update(f"{path}\0{path.stat().st_size}\0".encode(errors="surrogatepass"))
+            with open(path, "rb") as file:
+                for chunk in iter(partial(file.read, CHUNK), b""):
+                    content.update(chunk)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return content.hexdigest()
 
 
 # ---------------------------------------------------------------- what a name stands for
@@ -134,9 +154,13 @@ def _file_rows(path: Path) -> Iterator[Row]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the gzip file is damaged after row {count} ({error})") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
     if not count:
         raise UserError(f"{path} is empty: it holds no rows")
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
@@ -365,6 +389,14 @@ def _hub_rows(spec: str) -> Iterator[Row]:
     assert name, "find_files lets only such names through"
     for number, fields in enumerate(_hub_split(spec, **name.groupdict()), 1):
         yield Row(dict(fields), f"{spec}:row {number}")
+
+
+@cache
+def _hub_fingerprint(spec: str) -> str:
+    content = xxhash.xxh3_128()
+    for row in _hub_rows(spec):
+        content.update(json.dumps(row, default=str).encode())
+    return content.hexdigest()
 
 
 def _hub_split(spec: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Encoding, against what the tokenizer and the template themselves say; tokenizers are made on the spot."""
 
-import json
-import os
 from io import BytesIO
 
 import numpy as np
@@ -11,9 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from prefopt.data import cache
 from prefopt.data.encode import Draft, EncodedData, Encoder, fit
-from prefopt.data.shelf import COLUMNS, Writer
+from prefopt.data.shelf import Chosen, Writer, each
 from prefopt.errors import UserError
 from prefopt.types import Encoded, Example, Message, Response
 
@@ -106,11 +103,6 @@ def rendered(tokenizer, messages, **options):
 
 def scored_text(tokenizer, encoded, response=0):
     return tokenizer.decode(encoded.responses[response][encoded.scored[response]])
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
 
 
 # ---------------------------------------------------------------- the boundary
@@ -271,7 +263,6 @@ def test_ids_are_the_same_in_parts_and_by_transformers_own_rendering(changed, mo
     examples = [*(chat(user(f"{i} {TRICK}"), chosen=f"{i}", source=f"f.jsonl:{i}") for i in range(5)), refused]
     whole = Encoder(byte_level(LLAMA)).encode(examples)
     monkeypatch.setattr(f"prefopt.data.{name}", value)
-    monkeypatch.setattr("prefopt.data.cache.load", lambda key: None)
     parts = Encoder(byte_level(LLAMA)).encode(examples)
     assert [e.key for e in parts.examples] == [e.key for e in whole.examples] and len(whole.examples) == 5
     assert parts.findings == whole.findings and parts.counts == whole.counts
@@ -444,7 +435,7 @@ def test_whatever_a_policy_keeps_fits(policy):
             assert policy != "drop" and all(len(r) for r in fitted.draft.responses)
 
 
-# ---------------------------------------------------------------- keys and the cache
+# ---------------------------------------------------------------- keys, and what is kept
 
 
 def test_keys_follow_the_tokens_and_nothing_else():
@@ -471,58 +462,6 @@ def equal(a, b):
             assert p.dtype == q.dtype and p.tolist() == q.tolist()
 
 
-def test_what_was_encoded_once_is_read_back(monkeypatch):
-    rows = [chat(*LONG), chat(user(TRICK), source="f.jsonl:2"), text("Hi", " a", " a", "f.jsonl:3")]
-    encoder = Encoder(byte_level(CHATML), max_length=200, train_on="all-assistant")
-    first = encoder.encode(rows)
-    monkeypatch.setattr(encoder, "parts", lambda *_: pytest.fail("encoded twice"))
-    equal(encoder.encode(rows), first)
-
-
-def test_the_cache_follows_tokenizer_template_options_and_content():
-    def key(tokenizer, options, example):
-        return cache.key(tokenizer, options, Encoder(tokenizer).survey([example]).content)
-
-    row = chat(user("Hello"))
-    keys = {
-        key(byte_level(CHATML), (None, "drop"), row),
-        key(byte_level(LLAMA), (None, "drop"), row),
-        key(metaspace(CHATML), (None, "drop"), row),
-        key(byte_level(CHATML, eos="<|im_end|>"), (None, "drop"), row),
-        key(byte_level(CHATML), (64, "drop"), row),
-        key(byte_level(CHATML), (None, "drop"), chat(user("Hello!"))),
-        key(byte_level(CHATML), (None, "drop"), text("Hello")),
-    }
-    assert len(keys) == 7
-    assert key(byte_level(CHATML), (None, "drop"), row) in keys
-
-
-@pytest.mark.parametrize("name", ["ids", "scores", "said.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "garbage", "gone"])
-def test_a_damaged_cache_is_computed_again(name, damage, caplog):
-    rows = [chat(*LONG)]
-    encoder = Encoder(byte_level(CHATML))
-    first = encoder.encode(rows)
-    (kept,) = cache.folder().iterdir()
-    raw = bytearray((kept / name).read_bytes())
-    (kept / name).unlink()  # what is mapped stays as it was
-    flipped = raw[:-1] + bytes([raw[-1] ^ 1])
-    if damage != "gone":
-        (kept / name).write_bytes({"flip": flipped, "truncate": raw[:-5], "garbage": b"\x80\x04."}[damage])
-    with caplog.at_level("WARNING"):
-        equal(encoder.encode(rows), first)
-    assert "damaged" in caplog.text
-    equal(encoder.encode(rows), first)  # and it was written anew
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "file"))
-    with caplog.at_level("WARNING"):
-        assert Encoder(byte_level()).encode([text("Hello")]).counts["kept"] == 1
-    assert "not cached" in caplog.text
-
-
 def test_no_examples_are_no_error():
     assert len(Encoder(byte_level()).encode([]).examples) == 0
     assert Encoder(byte_level()).encode([]).counts["given"] == 0
@@ -535,88 +474,6 @@ def test_a_slow_tokenizer_is_refused_in_a_sentence():
 
     with pytest.raises(UserError, match=r"some/model has no tokenizer\.json"):
         Encoder(Slow())
-
-
-def test_the_cache_holds_json_and_plain_arrays_only():
-    Encoder(byte_level()).encode([text("Hello")])
-    (kept,) = cache.folder().iterdir()
-    assert {file.name for file in kept.iterdir()} == {"said.json", *COLUMNS}
-    assert set(json.loads((kept / "said.json").read_text())) == {"sum", "said"}
-
-
-def test_a_full_disk_midway_leaves_no_trace_and_no_example_out(monkeypatch, caplog):
-    rows = [text(f"What is {i}?", source=f"f.jsonl:{i}") for i in range(30)]
-    whole = Encoder(byte_level()).encode(rows)
-    written = []
-
-    class Full:
-        def __init__(self, file):
-            self.file, self.close = file, file.close
-
-        def write(self, some):
-            written.append(some)
-            if len(written) == 20:
-                raise OSError(28, "No space left on device")
-            return self.file.write(some)
-
-    def writer(opened):
-        files = {name: opened(name) for name in COLUMNS}
-        return Writer(lambda name: files[name] if isinstance(files[name], BytesIO) else Full(files[name]))
-
-    monkeypatch.setattr(cache, "Writer", writer)
-    monkeypatch.setattr("prefopt.data.shelf.AT_ONCE", 100)
-    with caplog.at_level("WARNING"):
-        equal(Encoder(byte_level(), max_length=500).encode(rows), whole)
-    assert "No space left" in caplog.text
-    assert len(list(cache.folder().iterdir())) == 1
-
-
-def test_an_error_of_the_data_is_not_the_caches(caplog):
-    class Gone:
-        readings = 0
-
-        def __iter__(self):
-            self.readings += 1
-            yield text("Hello")
-            if self.readings == 2:
-                raise ConnectionError("Server disconnected")
-
-    gone = Gone()
-    with pytest.raises(ConnectionError):
-        Encoder(byte_level()).encode(gone)
-    assert gone.readings == 2 and not caplog.text and not list(cache.folder().iterdir())
-
-
-def test_data_that_are_not_what_they_were_are_refused_and_not_kept():
-    encoder = Encoder(byte_level())
-    with pytest.raises(UserError, match="the data changed while they were read"):
-        encoder.encode(iter([text("Hello")]))  # the second time there is nothing
-    assert not list(cache.folder().iterdir())
-
-
-@pytest.mark.parametrize("sound", [True, False])
-def test_what_another_process_kept_meanwhile_stays_if_it_is_sound(sound, monkeypatch):
-    encoder, rows = Encoder(byte_level()), [text("Hello")]
-    whole = encoder.encode(rows)
-    (kept,) = cache.folder().iterdir()
-    inode = kept.stat().st_ino
-    if not sound:
-        (kept / "ids").unlink()
-    monkeypatch.setattr(cache, "load", lambda key: None)
-    equal(encoder.encode(rows), whole)
-    (after,) = cache.folder().iterdir()
-    assert (after.stat().st_ino == inode) == sound
-    monkeypatch.undo()
-
-
-def test_what_a_killed_process_began_to_write_goes_after_a_day():
-    cache.folder().mkdir()
-    old, new = (cache.folder() / f".writing-{name}" for name in ("old", "new"))
-    for begun in (old, new):
-        (begun / "new").mkdir(parents=True)
-    os.utime(old, (0, 0))
-    Encoder(byte_level()).encode([text("Hello")])
-    assert not old.exists() and new.exists()
 
 
 def test_all_that_an_example_holds_is_read_back():
@@ -633,5 +490,8 @@ def test_all_that_an_example_holds_is_read_back():
     shelf = writer.in_memory()
     equal(EncodedData(shelf), EncodedData(given))
     assert shelf.given.tolist() == [0, 2] and shelf[-1].source == "" and len(shelf[0:5]) == 2
+    for fact in ("key", "prompt_key", "scores", "source", "lengths"):
+        assert each(shelf, fact) == each(given, fact)
+        assert each(Chosen(shelf, np.array([1, 0, 1])), fact) == [each(given, fact)[i] for i in (1, 0, 1)]
     with pytest.raises(IndexError):
         shelf[2]
