@@ -15,7 +15,7 @@ import numpy as np
 
 from prefopt.data import cache
 from prefopt.data.encode import AT_ONCE, EncodedData, Encoder, Surprise, Survey
-from prefopt.data.findings import inspected
+from prefopt.data.findings import Said, inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
 from prefopt.data.read import fingerprint
 from prefopt.data.shelf import Shelf, Writer
@@ -87,12 +87,13 @@ class Usable:
         self.rows = 0
 
     def __iter__(self) -> Iterator[Example]:
-        seen: dict[bytes, str] = {}
+        said = Said()
         for number, source in enumerate(self.sources):
-            for example, findings in inspected(read_all([source], self.unread), seen):
+            for example, findings in inspected(read_all([source], self.unread), said):
                 self.rows += 1
                 self.odd += findings
                 if not any(finding.drops for finding in findings):
                     self.of_each[number] += 1
                     yield example
         self.rows += len(self.unread)
+        self.odd += said.findings()

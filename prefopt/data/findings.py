@@ -1,44 +1,88 @@
 """What examples tell about themselves, without a tokenizer: empty, equal, tied, twice, or at odds.
 
-One pass, in order, with a few hashes per example: texts are compared by 128-bit digest, so a list of
-any length can be streamed through.
+One pass, in order, with a few hashes per example, so that a list of any length can be streamed through.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import xxhash
 
 from prefopt.types import Example, Finding, Message
 
 
 def inspect_examples(examples: Iterable[Example]) -> list[Finding]:
-    """All findings, in the order of the examples; those with ``drops`` cannot be trained on."""
-    return [finding for _, findings in inspected(examples) for finding in findings]
+    """All findings: those of single examples, then those of examples among others."""
+    said = Said()
+    return [finding for _, findings in inspected(examples, said) for finding in findings] + said.findings()
 
 
-def inspected(
-    examples: Iterable[Example], seen: dict[bytes, str] | None = None
-) -> Iterator[tuple[Example, list[Finding]]]:
-    """Each example with its findings, as it streams by.
+def inspected(examples: Iterable[Example], said: Said) -> Iterator[tuple[Example, list[Finding]]]:
+    """Each example, as it streams by, with its findings; those with ``drops`` cannot be trained on.
 
-    ``seen`` is what is remembered: which example first held, or said, what has a digest.
+    ``said`` is told of the others, and knows at the end what they are among each other.
 
     >>> from prefopt.types import Response
     >>> one = Example("2+2=", (Response("4", 1.0), Response("4", 0.0)), "prefs.jsonl:7")
-    >>> [str(finding) for _, findings in inspected([one]) for finding in findings]
+    >>> [str(finding) for _, findings in inspected([one], Said()) for finding in findings]
     ['prefs.jsonl:7: the responses are equal']
     """
-    seen = {} if seen is None else seen
     for number, example in enumerate(examples, 1):
         source = example.source or f"example {number}"
         findings = list(_alone(example, source))
         if not any(finding.drops for finding in findings):
-            findings += _among_others(example, source, seen)
+            said.add(example, source)
         yield example, findings
+
+
+class Said:
+    """What examples say of their responses, in some 60 bytes each: who repeats an earlier one, or says the contrary."""
+
+    def __init__(self) -> None:
+        self._whole = array("Q")  # of each example, a hash of all that it says
+        self._of, self._ahead, self._behind = array("q"), array("Q"), array("Q")  # of each comparison, see below
+        self._sources, self._bounds = bytearray(), array("q", [0])
+
+    def add(self, example: Example, source: str) -> None:
+        prompt = _digest(example.prompt)
+        responses = [_digest(response.content) for response in example.responses]
+        scores = [response.score for response in example.responses]
+        for better, worse in _comparisons(responses, scores):
+            self._of.append(len(self._whole))
+            self._ahead.append(_joint(prompt, better, worse))
+            self._behind.append(_joint(prompt, worse, better))
+        self._whole.append(_joint(prompt, *responses, repr(_order(scores)).encode()))
+        self._sources += source.encode("utf-8", "surrogatepass")
+        self._bounds.append(len(self._sources))
+
+    def findings(self) -> list[Finding]:
+        """Of duplicates and contradictions, in the order of the examples."""
+        _, first, which = np.unique(np.array(self._whole), return_index=True, return_inverse=True)
+        earlier = first[which]
+        repeats = np.flatnonzero(earlier < np.arange(len(earlier)))
+        found = {int(i): ("duplicate", f"the same as {self._source(earlier[i])}") for i in repeats}
+        for one, other in self._contrary(np.isin(np.array(self._of), repeats)):
+            found.setdefault(one, ("contradiction", f"{self._source(other)} prefers the other side"))
+        return [Finding(self._source(i), *found[i], drops=False) for i in sorted(found)]
+
+    def _contrary(self, left_out: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Examples with a comparison that an earlier example has the other way round."""
+        columns = (self._of, self._ahead, self._behind)
+        of, ahead, behind = (np.array(column)[~left_out] for column in columns)
+        if len(of):
+            different, first = np.unique(ahead, return_index=True)
+            place = np.searchsorted(different, behind).clip(max=len(different) - 1)
+            earlier = of[first[place]]
+            contrary = (different[place] == behind) & (earlier < of)
+            yield from zip(of[contrary].tolist(), earlier[contrary].tolist(), strict=True)
+
+    def _source(self, i: int) -> str:
+        return self._sources[self._bounds[i] : self._bounds[i + 1]].decode("utf-8", "surrogatepass")
 
 
 def _alone(example: Example, source: str) -> Iterator[Finding]:
@@ -65,21 +109,6 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
     prompt = example.prompt
     if isinstance(prompt, str) and prompt.strip() and all(str(r.content).startswith(prompt) for r in responses):
         yield found("repeats-prompt", "the responses repeat the prompt, which stands before them anyway", drops=False)
-
-
-def _among_others(example: Example, source: str, seen: dict[bytes, str]) -> Iterator[Finding]:
-    prompt = _digest(example.prompt)
-    responses = [_digest(response.content) for response in example.responses]
-    scores = [response.score for response in example.responses]
-    earlier = seen.setdefault(_joint(prompt, *responses, repr(_order(scores)).encode()), source)
-    if earlier != source:
-        yield Finding(source, "duplicate", f"the same as {earlier}", drops=False)
-        return
-    for better, worse in _comparisons(responses, scores):
-        seen.setdefault(_joint(prompt, better, worse), source)
-        if contrary := seen.get(_joint(prompt, worse, better)):
-            yield Finding(source, "contradiction", f"{contrary} prefers the other side", drops=False)
-            return
 
 
 def _comparisons(responses: list[bytes], scores: list[float | None]) -> Iterator[tuple[bytes, bytes]]:
@@ -110,9 +139,9 @@ def _digest(content: str | tuple[Message, ...]) -> bytes:
     return xxhash.xxh3_128_digest(json.dumps(content).encode())
 
 
-def _joint(*digests: bytes) -> bytes:
+def _joint(*digests: bytes) -> int:
     """Of digests, which are equally long, so that they need nothing between them."""
-    return xxhash.xxh3_128_digest(b"".join(digests))
+    return xxhash.xxh3_64_intdigest(b"".join(digests))
 
 
 ALL_ELSE = bytes(16)

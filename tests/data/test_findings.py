@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from prefopt.data.findings import inspect_examples, inspected
+from prefopt.data.findings import inspect_examples
 from prefopt.data.mix import brief, load, open_source, split_weight
 from prefopt.errors import UserError
 from prefopt.types import Example, Message, Response
@@ -61,13 +61,27 @@ def test_twice_the_same_and_the_contrary():
         "a.jsonl:2: the same as a.jsonl:1",
         "a.jsonl:3: a.jsonl:1 prefers the other side",
     ]
-    assert [len(findings) for _, findings in inspected(examples)] == [0, 1, 1, 0]
 
 
 def test_rankings_can_contradict_in_one_pair():
     one = pair("p", "a", "b", "c", source="x", scores=(3, 2, 1))
     other = pair("p", "a", "c", "b", source="y", scores=(3, 2, 1))
     assert found(one, other) == [("contradiction", "x prefers the other side", False)]
+
+
+def test_a_repeated_example_contradicts_nothing_again_and_later_ones_are_named_after_the_first():
+    a, b = pair("p", "a", "b", source="x"), pair("p", "b", "a", source="y")
+    again = Example("p", b.responses, "z")
+    assert [str(f) for f in inspect_examples([a, b, again, pair("p", "a", "b", source="w")])] == [
+        "y: x prefers the other side",
+        "z: the same as y",
+        "w: the same as x",
+    ]
+    ranked = pair("p", "b", "a", "c", source="r", scores=(3, 2, 1))
+    assert [str(f) for f in inspect_examples([ranked, a, b])] == [
+        "x: r prefers the other side",
+        "y: x prefers the other side",
+    ]
 
 
 def test_unpaired_answers_that_are_both_good_and_bad():
