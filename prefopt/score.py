@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import numpy as np
 from prefopt.config import Score
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
+from prefopt.data.shelf import each
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import check_reference, load_model, load_tokenizer
+from prefopt.progress import Advance, untold
 from prefopt.statistics import proportion
 from prefopt.train import defaults
 from prefopt.train.display import Display
@@ -41,7 +43,8 @@ def run(config: Score) -> int:
         check_reference(config.reference, config.policy, tokenizer)
     length = length_limit(config.max_length, config.policy, config.reference)
     with Display(0, "score") as display:
-        data = encoded(config.data, config.format, Encoder(tokenizer, length, config.overlong, config.train_on))
+        encoder = Encoder(tokenizer, length, config.overlong, config.train_on)
+        data = encoded(config.data, config.format, encoder, display.pass_)
         for text in [*dict.fromkeys(data.notes), *account(data.findings)]:
             display.note(text)
         if not data.examples:
@@ -58,7 +61,7 @@ def run(config: Score) -> int:
 
 def _logps(config: Score, name: str, examples: Sequence[Encoded], display: Display) -> list[Logps]:
     """Per example: the sums and lengths of its responses under one model, which is let go again."""
-    longest = max(len(e.prompt) + len(r) for e in examples for r in e.responses)
+    longest = max(prompt + max(responses) for prompt, *responses in each(examples, "lengths"))
     lm: LanguageModel = load_model(name, config.dtype, config.device, longest)
     if lm.why:
         display.note(lm.why)
@@ -70,7 +73,7 @@ def scored(
     lm: LanguageModel,
     examples: Sequence[Encoded],
     budget: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = untold,
 ) -> list[Logps]:
     """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
     budget = budget or defaults.tokens_per_microbatch(lm.device)

@@ -17,9 +17,12 @@ from prefopt.data import cache
 from prefopt.data.encode import AT_ONCE, EncodedData, Encoder, Surprise, Survey
 from prefopt.data.findings import Said, inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
-from prefopt.data.read import fingerprint
+from prefopt.data.read import fingerprint, size
 from prefopt.data.shelf import Shelf, Writer
+from prefopt.progress import Advance, Passing, unseen, untold
 from prefopt.types import Encoded, Example, Finding
+
+MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,27 @@ class Dataset:
     notes: list[str]
 
 
-def encoded(specs: Sequence[str], format: str | None, encoder: Encoder) -> Dataset:
+def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, passing: Passing = unseen) -> Dataset:
     """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``."""
     sources = open_sources(specs, format)
     notes = []
     for source in sources:
         if source.guessed and source.sample is not None:
             notes += [f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)]
-    data = kept(sources, encoder)
+    data = kept(sources, encoder, passing)
     assert isinstance(data.examples, Shelf)
     weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]
     return Dataset(data.examples, weights, data.counts, data.findings, [*notes, *encoder.prepare(data.survey)])
 
 
-def kept(sources: Sequence[Source], encoder: Encoder) -> EncodedData:
+def kept(sources: Sequence[Source], encoder: Encoder, passing: Passing) -> EncodedData:
     """From the cache, or new."""
     content = contents(sources)
     key = cache.key(encoder.tokenizer, (encoder.max_length, encoder.overlong, encoder.train_on), content)
 
     def fill(writer: Writer, survey: Survey) -> EncodedData:
-        data = encoder.encode(usable := Usable(sources), writer, survey)
+        with passing("encoding", sum(size(source.name) for source in sources) / MB, " MB") as advance:
+            data = encoder.encode(usable := Usable(sources, advance), writer, survey)
         if contents(sources) != content:
             raise Surprise
         data.findings = [*usable.unread, *usable.odd, *data.findings]
@@ -78,8 +82,8 @@ def contents(sources: Sequence[Source]) -> list[tuple[str, str]]:
 class Usable:
     """The examples that can be used, read once, and an account of that reading."""
 
-    def __init__(self, sources: Sequence[Source]):
-        self.sources = sources
+    def __init__(self, sources: Sequence[Source], advance: Advance = untold):
+        self.sources, self._advance = sources, advance
         self.unread: list[Finding] = []
         self.odd: list[Finding] = []
         self.of_each = [0] * len(sources)
@@ -89,7 +93,7 @@ class Usable:
     def __iter__(self) -> Iterator[Example]:
         said = Said()
         for number, source in enumerate(self.sources):
-            for example, findings in inspected(read_all([source], self.unread), said):
+            for example, findings in inspected(read_all([source], self.unread, self._read), said):
                 self.rows += 1
                 self.odd += findings
                 if not any(finding.drops for finding in findings):
@@ -97,3 +101,6 @@ class Usable:
                     yield example
         self.rows += len(self.unread)
         self.odd += said.findings()
+
+    def _read(self, more: float) -> None:
+        self._advance(more / MB)

@@ -2,7 +2,7 @@
 
     load(["prefs.jsonl", "more/*.parquet=2"]) -> Loaded(examples, findings, sources)
 
-``open_source`` reads no more than the first rows; iterating over a Source streams the rest.
+``open_source`` reads no more than the first rows; ``read`` of a Source streams all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from prefopt.data.formats import Layout, detect, named
 from prefopt.data.read import read_rows
 from prefopt.errors import UserError
+from prefopt.progress import Advance, untold
 from prefopt.types import Example, Finding, Message
 
 HEAD = 100  # rows that the layout is guessed from
@@ -27,7 +28,6 @@ class Source:
 
     ``guessed``: the layout was told from the rows, not by the user. ``sample``: the first row that could
     be read, None if there is none among the first. ``unread``: columns that the layout does not look at.
-    Iterating streams an Example, or the Finding that there is in its place, for every row.
     """
 
     name: str
@@ -38,7 +38,11 @@ class Source:
     unread: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Example | Finding]:
-        return map(self.layout.read, read_rows(self.name))
+        return self.read()
+
+    def read(self, advance: Advance = untold) -> Iterator[Example | Finding]:
+        """Streams an Example, or the Finding that there is in its place, for every row."""
+        return map(self.layout.read, read_rows(self.name, advance))
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Sourc
     return sources
 
 
-def read_all(sources: Sequence[Source], findings: list[Finding]) -> Iterator[Example]:
+def read_all(sources: Sequence[Source], findings: list[Finding], advance: Advance = untold) -> Iterator[Example]:
     """Every example as it streams by; to ``findings`` goes what is none. UserError where a source has no example."""
     for source in sources:
         empty = True
-        for item in source:
+        for item in source.read(advance):
             if isinstance(item, Finding):
                 findings.append(item)
             else:

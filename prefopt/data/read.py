@@ -15,18 +15,21 @@ import csv
 import difflib
 import glob
 import gzip
+import io
 import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 import xxhash
 
+from prefopt.data import hub
 from prefopt.errors import UserError
+from prefopt.progress import Advance, untold
 
 MAX_ROW = 64 * 2**20  # bytes of a line, characters of an array element
 CHUNK = 2**20
@@ -45,23 +48,30 @@ class Row(NamedTuple):
     source: str
 
 
-def read_rows(spec: str) -> Iterator[Row]:
+def read_rows(spec: str, advance: Advance = untold) -> Iterator[Row]:
     """The rows of a file, a glob, a folder (``folder:split``) or a hub data set (``owner/name/config:split``).
 
     Streams: JSONL, JSON (an array of objects, or an object around one), CSV, TSV, Parquet, and gzip of
-    those. UserError, before or while reading, when there is nothing to read or it is broken.
+    those. ``advance`` is told how many more bytes, of ``size``, are read. UserError, before or while reading,
+    when there is nothing to read or it is broken.
     """
     files = find_files(spec)
     if files is None:
-        return _hub_rows(spec)
-    return itertools.chain.from_iterable(map(_file_rows, files))
+        return (Row(fields, f"{spec}:row {number}") for number, fields in enumerate(_on_hub(spec).rows(advance), 1))
+    return itertools.chain.from_iterable(_file_rows(path, advance) for path in files)
+
+
+def size(spec: str) -> int:
+    """Bytes of all that ``read_rows`` reads."""
+    files = find_files(spec)
+    return _on_hub(spec).size if files is None else sum(path.stat().st_size for path in files)
 
 
 def fingerprint(spec: str) -> str:
-    """A hash of names and content of all that ``read_rows`` would read; of a hub data set once in a process."""
+    """A hash of names and content of all that ``read_rows`` reads."""
     files = find_files(spec)
     if files is None:
-        return _hub_fingerprint(spec)
+        return f"{spec} {_on_hub(spec).fingerprint}"
     content = xxhash.xxh3_128()
     for path in files:
         try:
@@ -94,7 +104,7 @@ def find_files(spec: str) -> list[Path] | None:
         return found
     if path.exists() or spec == "-":
         raise UserError(f"{spec} is no file but a stream, and data are read more than once: save them as a file")
-    if _kind(path) or not HUB_NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
+    if _kind(path) or not hub.NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
         raise UserError(f"there is no file {spec}{_nearest(path)}")
     return None
 
@@ -134,10 +144,31 @@ def _nearest(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
+def _on_hub(spec: str) -> hub.Split:
+    try:
+        return hub.split(spec)
+    except hub.NotThere as error:
+        near = _nearest(Path(spec))
+        raise UserError(f"{spec} is no file here{near}, and the hub does not give it: {error}") from error
+
+
 # ---------------------------------------------------------------- one file
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+class _Told(io.FileIO):
+    """A file that tells how much of it is read."""
+
+    def __init__(self, path: Path, advance: Advance):
+        super().__init__(path)
+        self._advance = advance
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        self._advance(count or 0)
+        return count
+
+
+def _file_rows(path: Path, advance: Advance) -> Iterator[Row]:
     kind = _kind(path)
     if kind is None:
         raise UserError(
@@ -145,7 +176,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
         )
     count = 0
     try:
-        with open(path, "rb") as file:
+        with io.BufferedReader(_Told(path, advance), CHUNK) as file:
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
             stream: IO[bytes] = gzip.open(file) if zipped else file  # type: ignore[assignment]  # noqa: SIM115
             for row in READERS[kind](stream, str(path)):
@@ -377,42 +408,6 @@ READERS: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
     ".tsv": _tsv,
     ".parquet": _parquet,
 }
-
-
-# ---------------------------------------------------------------- the hub
-
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
-
-
-def _hub_rows(spec: str) -> Iterator[Row]:
-    name = HUB_NAME.fullmatch(spec)
-    assert name, "find_files lets only such names through"
-    for number, fields in enumerate(_hub_split(spec, **name.groupdict()), 1):
-        yield Row(dict(fields), f"{spec}:row {number}")
-
-
-@cache
-def _hub_fingerprint(spec: str) -> str:
-    content = xxhash.xxh3_128()
-    for row in _hub_rows(spec):
-        content.update(json.dumps(row, default=str).encode())
-    return content.hexdigest()
-
-
-def _hub_split(spec: str, name: str, config: str | None, split: str | None) -> Iterable[dict[str, Any]]:
-    """The rows of one split: the one named, else "train", else the only one."""
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(name, config, streaming=True)
-    except Exception as error:  # its kinds are many: no such name, no network, no access, a script
-        raise UserError(
-            f"{spec} is no file here{_nearest(Path(spec))}, and the hub does not give it: {_first_line(error)}"
-        ) from error
-    wanted = split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
-    if wanted not in splits:
-        raise UserError(f'{spec} has no split "{wanted}"; say {name}:SPLIT with one of {", ".join(splits)}')
-    return splits[wanted]
 
 
 def _first_line(error: BaseException) -> str:

@@ -246,12 +246,10 @@ class Reader:
     def __init__(self) -> None:
         self._known: dict[Any, Prepared] = {}
 
-    def __call__(
-        self, config: Any, tokenizer: Any, unit: plan.Unit, length: int | None, note: Callable[[str], None]
-    ) -> Prepared:
+    def __call__(self, config: Any, tokenizer: Any, unit: plan.Unit, length: int | None, display: Display) -> Prepared:
         key = (unit, length, *(getattr(config, name) for name in OF_DATA))
         if key not in self._known:
-            self._known[key] = prepare(config, tokenizer, unit, length, note)
+            self._known[key] = prepare(config, tokenizer, unit, length, display)
         return self._known[key]
 
 

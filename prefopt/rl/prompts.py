@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -16,6 +16,7 @@ from prefopt.data.encode import Draft, Encoder, fit
 from prefopt.errors import UserError
 from prefopt.generate import Prompt
 from prefopt.sample import prompts
+from prefopt.train.display import Display
 from prefopt.train.prepare import Prepared
 from prefopt.types import Encoded, Example
 
@@ -33,17 +34,17 @@ class Asked(Prepared):
         return max(len(example.prompt) for example in chain(self.train, self.held_out)) + self.answer
 
 
-def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, note: Callable[[str], None]) -> Asked:
+def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, display: Display) -> Asked:
     """The different prompts of ``config.data``, those that leave room for an answer. UserError where there are none."""
     encoder = Encoder(tokenizer, max_length, config.overlong)
     texts: dict[str, Prompt] = {}
 
     def asked(specs: Sequence[str]) -> list[Encoded]:
-        examples = prompts(specs, config.format, note)
+        examples = prompts(specs, config.format, display.note)
         found = encode(encoder, examples, config.max_new_tokens)
         texts.update((encoded.prompt_key, example.prompt) for encoded, example in found)
         if len(found) < len(examples):
-            note(
+            display.note(
                 f"{len(examples) - len(found):,} prompts leave no room for --max-new-tokens {config.max_new_tokens} "
                 f"within {max_length} tokens, and are dropped: --overlong cut-prompt cuts their beginning"
             )
@@ -61,7 +62,7 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, note
         if not train:
             raise UserError(f"--eval-fraction {config.eval_fraction:g} holds out every prompt: lower it")
         if not held_out:
-            note(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
+            display.note(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
     return Asked(train, held_out, texts=texts, answer=config.max_new_tokens)
 
 

@@ -6,7 +6,7 @@ It is what transformers calls a sequence classifier with one label, so what is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from prefopt.model.language_model import LanguageModel, Way
 from prefopt.model.load import classifies, pick_device, pick_dtype, whole, without_dropout
 from prefopt.model.probe import random_examples
 from prefopt.model.quiet import quiet
+from prefopt.progress import Advance, untold
 from prefopt.transfer import to_device
 from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch
 
@@ -142,9 +143,7 @@ def scores(lm: LanguageModel, batch: PackedBatch, room: int | None = None) -> Te
 
 
 @torch.no_grad()
-def scored(
-    lm: LanguageModel, examples: Sequence[Encoded], budget: int, advance: Callable[[int], None] = lambda _: None
-) -> list[list[float]]:
+def scored(lm: LanguageModel, examples: Sequence[Encoded], budget: int, advance: Advance = untold) -> list[list[float]]:
     """Per example the rewards of its responses; ``budget`` tokens are computed at once."""
     found: list[list[float]] = []
     for start in range(0, len(examples), 256):

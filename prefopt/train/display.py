@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from prefopt.progress import Advance
 from prefopt.terminal import printable
 from prefopt.train.metrics import peak_memory
 
@@ -96,7 +97,7 @@ class Display:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}{task.fields[unit]}"),
             _Pace(clock),
             console=self._console,
             expand=True,
@@ -112,7 +113,7 @@ class Display:
         if self.total:
             self._line(self.what, f"{self.total:,} steps{resumed}")
             self._bar = self._bars.add_task(
-                self.what, total=self.total, completed=self._start, first=(self._start, self._began)
+                self.what, total=self.total, completed=self._start, first=(self._start, self._began), unit=""
             )
         if self.terminal:
             # stdout is left alone where it leads to a file: what is printed there is a result.
@@ -158,8 +159,8 @@ class Display:
         self._console.print(Text("warning: " + printable(text), style="yellow"))
 
     @contextmanager
-    def pass_(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """One pass over ``total`` things; call what it yields with how many more are done.
+    def pass_(self, name: str, total: float, unit: str = "") -> Iterator[Advance]:
+        """One pass over ``total`` things, or so much in a ``unit``; call what it yields with how many more are done.
 
         One that took less than a second leaves no line behind.
 
@@ -170,17 +171,17 @@ class Display:
         ...         advance(100)
         reference log-probs  100 done in 0:40, 2.5/s
         """
-        name, began, done = printable(name), self._clock(), 0
+        name, began, done = printable(name), self._clock(), 0.0
         lines = Pacing(began, shares=None)
-        bar = self._bars.add_task(name, total=total, first=(0, began))
+        bar = self._bars.add_task(name, total=total, first=(0, began), unit=unit)
 
-        def advance(more: int) -> None:
+        def advance(more: float) -> None:
             nonlocal done
             done += more
             self._bars.update(bar, completed=done)
             now = self._clock()
             if not self.terminal and lines.due(now, 0) and done < total:
-                self._line(name, f"{done:,}/{total:,}  left {_left(done, total, now, (0, began))}")
+                self._line(name, f"{done:,.0f}/{total:,.0f}{unit}  left {_left(done, total, now, (0, began))}")
 
         try:
             yield advance
@@ -188,8 +189,8 @@ class Display:
             self._bars.remove_task(bar)
             seconds = self._clock() - began
             if seconds >= 1:
-                share = f"{done:,} done" if done == total else f"{done:,} of {total:,} done"
-                self._line(name, f"{share} in {duration(seconds)}, {done / seconds:,.1f}/s")
+                share = f"{done:,.0f}" if round(done) == round(total) else f"{done:,.0f} of {total:,.0f}"
+                self._line(name, f"{share}{unit} done in {duration(seconds)}, {done / seconds:,.1f}{unit}/s")
 
     def _at(self, step: int) -> str:
         return f"step {step:>{len(str(self.total))}}/{self.total}"
@@ -236,8 +237,8 @@ class _Pace(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         assert task.total is not None
-        done, now, first = task.completed, self._clock(), task.fields["first"]
-        rate = f"{(done - first[0]) / (now - first[1]):,.1f}/s  " if done > first[0] and now > first[1] else ""
+        done, now, first, unit = task.completed, self._clock(), task.fields["first"], task.fields["unit"]
+        rate = f"{(done - first[0]) / (now - first[1]):,.1f}{unit}/s  " if done > first[0] and now > first[1] else ""
         return Text(f"{rate}{_left(done, task.total, now, first)} left")
 
 

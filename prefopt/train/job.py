@@ -56,7 +56,7 @@ class Job:
         if reference is not None:
             check_reference(reference, config.model, tokenizer)
         length = length_limit(config.max_length, config.model, reference)
-        data = prepare(config, tokenizer, loss.unit, length, display.note)
+        data = prepare(config, tokenizer, loss.unit, length, display)
         parameters = count_parameters(load_config(config.model))
         schedule = defaults.schedule(config, len(data.train), parameters, imitates=loss.unit == "demonstration")
         if config.warmup_steps and config.warmup_steps >= schedule.steps:

@@ -18,6 +18,7 @@ import torch
 
 from prefopt.data import plan
 from prefopt.model.subnormal import flushed_to_zero
+from prefopt.progress import Advance, untold
 from prefopt.train.ahead import ahead
 from prefopt.train.guard import Guard
 from prefopt.train.metrics import Metrics, averages
@@ -250,9 +251,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    objective: Objective, units: Sequence[Encoded], progress: Callable[[int], None] = lambda _: None
-) -> Evaluation:
+def evaluate(objective: Objective, units: Sequence[Encoded], advance: Advance = untold) -> Evaluation:
     """The loss and its metrics over ``units``, without a gradient."""
     metrics = Metrics()
     singly: list[dict[str, float]] = []
@@ -268,5 +267,5 @@ def evaluate(
                 rows = torch.stack(list(each.values()), 1).tolist()
                 known |= {id(u): dict(zip(each, row, strict=True)) for u, row in zip(group, rows, strict=True)}
         singly += [known[id(example)] for example in batch if id(example) in known]
-        progress(len(batch))
+        advance(len(batch))
     return Evaluation(metrics.reduce(), singly)

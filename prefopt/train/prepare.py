@@ -18,6 +18,7 @@ from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.data.shelf import Chosen, each
 from prefopt.errors import UserError
+from prefopt.train.display import Display
 from prefopt.types import Encoded, Finding
 
 
@@ -47,13 +48,11 @@ class Prepared:
         return max(prompt + max(responses) for prompt, *responses in lengths)
 
 
-Prepare = Callable[[Training, Any, plan.Unit, int | None, Callable[[str], None]], Prepared]
+Prepare = Callable[[Training, Any, plan.Unit, int | None, Display], Prepared]
 """what ``prepare`` is"""
 
 
-def prepare(
-    config: Training, tokenizer: Any, unit: plan.Unit, max_length: int | None, note: Callable[[str], None]
-) -> Prepared:
+def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int | None, display: Display) -> Prepared:
     """Read, check, encode, split and plan. UserError when nothing is left, or with ``strict`` on any finding."""
     encoder = Encoder(tokenizer, max_length, config.overlong, config.train_on)
     counts: Counter[str] = Counter()
@@ -61,7 +60,7 @@ def prepare(
     notes: list[str] = []
 
     def units(specs: Sequence[str]) -> Chosen:
-        data = encoded(specs, config.format, encoder)
+        data = encoded(specs, config.format, encoder, display.pass_)
         counts.update(data.counts)
         findings.extend(data.findings)
         notes.extend(data.notes)
@@ -96,9 +95,9 @@ def prepare(
     if lost := counts["end tokens lost"]:
         notes.append(f"{lost:,} responses are cut and so have no end token")
     for text in dict.fromkeys(notes):
-        note(text)
+        display.note(text)
     for line in account(findings):
-        note(line)
+        display.note(line)
     return Prepared(train, held_out, counts, findings, list(dict.fromkeys(notes)))
 
 

@@ -7,7 +7,7 @@ before it changes: no second copy is ever in memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TypeVar
@@ -21,6 +21,7 @@ from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
 from prefopt.model.reference import ReferenceStore, Row, Scope, check_step_zero, default_path, fill, response_keys
+from prefopt.progress import Advance
 from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.loop import evaluation_batches
@@ -56,7 +57,7 @@ def _score(
     budget: int,
     figures: Figures,
     store: ReferenceStore,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> None:
     """What ``figures`` and the store lack of these examples."""
     each = [(key, (example, r)) for example in examples for r, key in enumerate(response_keys(example))]

@@ -175,8 +175,8 @@ class Recorder:
             return values
         with self.display.pass_(f"{split} at step {step}", len(units)) as advance:
 
-            def progress(done: int) -> None:
-                advance(done)
+            def progress(more: float) -> None:
+                advance(more)
                 self.pause(step)
 
             evaluation = evaluate(objective, units, progress)

@@ -163,9 +163,9 @@ def test_a_full_disk_midway_leaves_no_trace_and_no_example_out(monkeypatch, capl
 def test_an_error_of_the_data_is_not_the_caches(caplog, monkeypatch, tmp_path):
     read, readings = dataset.read_all, []
 
-    def gone(sources, findings):
+    def gone(*given):
         readings.append(1)
-        yield from read(sources, findings)
+        yield from read(*given)
         if len(readings) == 2:
             raise ConnectionError("Server disconnected")
 
@@ -234,9 +234,9 @@ def test_late_surprises_change_no_id(name, tmp_path, monkeypatch):
 def test_data_that_change_whenever_they_are_read_are_refused_and_not_kept(tmp_path, monkeypatch):
     data, read, readings = file(tmp_path, [text()]), dataset.read_all, []
 
-    def meanwhile(sources, findings):
+    def meanwhile(*given):
         readings.append(1)
-        yield from read(sources, findings)
+        yield from read(*given)
         file(tmp_path, [text()] * (len(readings) + 1))
 
     monkeypatch.setattr(dataset, "read_all", meanwhile)

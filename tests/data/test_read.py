@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import read
-from prefopt.data.read import Row, read_rows
+from prefopt.data import hub, read
+from prefopt.data.read import Row, fingerprint, read_rows, size
 from prefopt.errors import UserError
 
 ROWS = [
@@ -207,23 +207,72 @@ def test_a_missing_file_suggests_the_nearest_name(tmp_path, monkeypatch):
     assert message("-").startswith("- is no file but a stream")
 
 
+@pytest.fixture
+def forgetful():
+    """What is known of the hub is forgotten before and after a test."""
+    hub._splits.cache_clear()
+    yield
+    hub._splits.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
 def test_hub_names(monkeypatch):
+    from datasets import Dataset
+
     asked = []
 
-    def load_dataset(name, config, streaming):
-        asked.append((name, config, streaming))
+    def load_dataset(name, config):
+        asked.append((name, config))
         if name == "no/such":
             raise ConnectionError("Couldn't reach the hub\nand more")
-        return {"train": [{"n": 1}, {"n": 2}], "test": [{"n": 3}]}
+        return {"train": Dataset.from_list([{"n": 1}, {"n": 2}]), "test": Dataset.from_list([{"n": 3}])}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert list(read_rows("owner/name")) == [Row({"n": 1}, "owner/name:row 1"), Row({"n": 2}, "owner/name:row 2")]
     assert fields("owner/name/config:test") == [{"n": 3}]
-    assert asked == [("owner/name", None, True), ("owner/name", "config", True)]
+    assert asked == [("owner/name", None), ("owner/name", "config")]
     assert (
         message("owner/name:dev") == 'owner/name:dev has no split "dev"; say owner/name:SPLIT with one of train, test'
     )
     assert message("no/such").endswith("the hub does not give it: Couldn't reach the hub")
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_the_hub_gives_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch):
+    """A folder in the hub's place, for the library that reads it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    write(tmp_path / "owner" / "name" / "train.jsonl", ROWS)
+    write(tmp_path / "owner" / "name" / "test.jsonl", ROWS[:1])
+    monkeypatch.setattr("prefopt.data.read.find_files", lambda spec: None)
+    read, bytes_read = [row.fields for row in read_rows("owner/name")], []
+    assert read == ROWS and fields("owner/name:test") == ROWS[:1]
+    list(read_rows("owner/name", bytes_read.append))
+    assert sum(bytes_read) == pytest.approx(size("owner/name")) and size("owner/name") > 0
+    before = fingerprint("owner/name"), fingerprint("owner/name:test")
+    assert before[0] != before[1]
+    hub._splits.cache_clear()
+    assert before == (fingerprint("owner/name"), fingerprint("owner/name:test"))  # as in another process
+    write(tmp_path / "owner" / "name" / "train.jsonl", ROWS[1:])
+    hub._splits.cache_clear()
+    assert fingerprint("owner/name") != before[0]
+
+
+def test_bytes_are_told_as_they_are_read(tmp_path):
+    rows = [{"n": i, "text": "x" * 1000} for i in range(3000)]
+    plain = tmp_path / "a.jsonl"
+    write(plain, rows)
+    zipped = tmp_path / "b.jsonl.gz"
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    for file in (plain, zipped):
+        told = []
+        assert sum(1 for _ in read_rows(str(file), told.append)) == 3000
+        assert sum(told) == size(str(file)) == file.stat().st_size
+    read = read_rows(str(plain), told.append)
+    told.clear()
+    next(read)
+    assert 0 < sum(told) < size(str(plain)) / 2
 
 
 # ---------------------------------------------------------------- laws
