@@ -8,21 +8,26 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Tokens, TrainOn, fit
-from prefopt.data.findings import inspect_examples
-from prefopt.data.mix import Loaded, load
-from prefopt.data.render import Rendered
+from prefopt.data.dataset import MB, Usable
+from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Part, TrainOn, fit
+from prefopt.data.findings import Said, inspected
+from prefopt.data.mix import Source, open_sources, read_all
+from prefopt.data.read import size
 from prefopt.errors import UserError
+from prefopt.progress import Advance, Passing, unseen
 from prefopt.terminal import printable
 from prefopt.types import Example, Finding, Message
 
@@ -41,6 +46,9 @@ class Cut:
     overlong: int
     dropped: int
     ends_lost: int
+
+    def __add__(self, other: Cut) -> Cut:
+        return Cut(self.overlong + other.overlong, self.dropped + other.dropped, self.ends_lost + other.ends_lost)
 
 
 @dataclass(slots=True)
@@ -67,34 +75,60 @@ def check(
     max_length: int | None = None,
     overlong: Overlong = "drop",
     train_on: TrainOn = "last-assistant",
+    passing: Passing = unseen,
 ) -> Report:
-    """Reads all of it as training would, and reports. UserError where the files cannot be read at all."""
-    loaded = load(specs, format)
-    report = Report(_counts(loaded), [], _written(loaded.examples[0]), [*loaded.findings])
-    for source in loaded.sources:
+    """Reads all of it as training would, and reports, holding none. UserError where files cannot be read at all.
+
+    With a ``tokenizer`` it is read twice: how a text is encoded follows from all of them.
+    """
+    sources = open_sources(specs, format)
+    encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
+    seen, bytes_of_all = Seen(), sum(size(source.name) for source in sources)
+    with passing("reading", bytes_of_all / MB, " MB") as advance:
+        usable = seen.usable(sources, advance)
+        survey = encoder.survey(usable) if encoder else None
+        deque(usable, maxlen=0)  # what is left of them: all, where nothing was surveyed
+    report = Report(seen.counts(), [], _written(seen.first), [*seen.unread, *seen.odd, *seen.said.findings()])
+    for source in sources:
         how = "guessed" if source.guessed else "as told"
         report.layouts.append(f"{source.name}: {source.layout.name}, {source.layout.about} ({how})")
         if source.unread:
             report.notes.append(f"{source.name}: these columns are not read: {', '.join(source.unread)}")
-    odd = inspect_examples(loaded.examples)
-    report.findings += odd
-    bad = {finding.source for finding in odd if finding.drops}
-    good = [example for example in loaded.examples if example.source not in bad]
-    report.counts["usable"] = len(good)
-    if tokenizer is not None and good:
-        _tokens(report, good, Encoder(tokenizer, max_length, overlong, train_on))
+    if encoder and survey and report.counts["usable"]:
+        report.notes += encoder.prepare(survey)
+        with passing("encoding", bytes_of_all / MB, " MB") as advance:
+            _tokens(report, encoder, encoder.parts(Usable(sources, advance), survey))
     return report
 
 
-def _counts(loaded: Loaded) -> dict[str, int]:
-    examples = loaded.examples
-    return {
-        "rows": loaded.rows,
-        "examples": len(examples),
-        "pairs": sum(_pairs(example) for example in examples),
-        "responses": sum(len(example.responses) for example in examples),
-        "prompts": len({example.prompt for example in examples}),
-    }
+class Seen:
+    """What there is to say of examples without a tokenizer, as they stream by."""
+
+    def __init__(self) -> None:
+        self.first: Example
+        self.unread: list[Finding] = []
+        self.odd: list[Finding] = []
+        self.said = Said()
+        self._counts = Counter(examples=0, pairs=0, responses=0)
+        self._prompts = array("Q")
+        self._usable = 0
+
+    def usable(self, sources: Sequence[Source], advance: Advance) -> Iterator[Example]:
+        """Those that can be used; all are counted."""
+        read = read_all(sources, self.unread, lambda more: advance(more / MB))
+        for example, findings in inspected(read, self.said):
+            if not self._prompts:
+                self.first = example
+            self._counts.update(examples=1, pairs=_pairs(example), responses=len(example.responses))
+            self._prompts.append(xxhash.xxh3_64_intdigest(json.dumps(example.prompt).encode()))
+            self.odd += findings
+            if not any(finding.drops for finding in findings):
+                self._usable += 1
+                yield example
+
+    def counts(self) -> dict[str, int]:
+        rows = self._counts["examples"] + len(self.unread)
+        return {"rows": rows, **self._counts, "prompts": len(np.unique(self._prompts)), "usable": self._usable}
 
 
 def _pairs(example: Example) -> int:
@@ -102,35 +136,37 @@ def _pairs(example: Example) -> int:
     return sum(a.score != b.score for a, b in itertools.combinations(example.responses, 2))
 
 
-def _tokens(report: Report, examples: list[Example], encoder: Encoder) -> None:
+def _tokens(report: Report, encoder: Encoder, parts: Iterable[Part]) -> None:
     """Adds what only a tokenizer can tell."""
-    survey = encoder.survey(examples)
-    report.notes += encoder.prepare(survey)
-    drafts: list[Draft] = []
-    joints: list[Finding] = []
-    for part in encoder.parts(examples, survey):
-        drafts += part.drafts
+    lengths = {name: array("l") for name in ("prompt", "response", "prompt + response")}
+    cuts, kept, joints = {policy: Cut(0, 0, 0) for policy in POLICIES}, EncodedData(), list[Finding]()
+    report.counts["usable"] = 0
+    for part in parts:
         report.findings += part.findings
-        joints += borders(part.tokens, part.rendered, part.drafts, examples)
-    kept = EncodedData()
-    report.counts["usable"] = sum(encoder.keep(d, examples[d.index], kept) is not None for d in drafts)
+        joints += borders(part)
+        for draft in part.drafts:
+            example = part.examples[draft.index - part.start]
+            if not lengths["prompt"]:
+                report.sample = _sample(encoder.tokenizer, draft, example)
+            report.counts["usable"] += encoder.keep(draft, example, kept) is not None
+            lengths["prompt"].append(len(draft.prompt))
+            lengths["response"].extend(map(len, draft.responses))
+            lengths["prompt + response"].extend(len(draft.prompt) + len(response) for response in draft.responses)
+            if encoder.max_length is not None and draft.length > encoder.max_length:
+                cuts = {policy: cut + _cut(encoder, draft, policy) for policy, cut in cuts.items()}
     report.findings += [*joints, *kept.findings]
     report.max_length = encoder.max_length
-    if drafts:
-        report.sample = _sample(encoder.tokenizer, drafts[0], examples[drafts[0].index])
-        report.lengths = _lengths(drafts)
+    report.lengths = {name: _quantiles(values) for name, values in lengths.items() if values}
     if encoder.max_length is not None:
-        report.cuts = {policy: _cut(encoder, drafts, policy) for policy in POLICIES}
+        report.cuts = {str(policy): cut for policy, cut in cuts.items()}
 
 
-def borders(
-    tokens: Tokens, rendered: Sequence[Rendered], drafts: Sequence[Draft], examples: Sequence[Example]
-) -> Iterator[Finding]:
+def borders(part: Part) -> Iterator[Finding]:
     """Where a prompt is no token prefix: as one text, a token would reach across the border to the response."""
-    texts = [item.prompt + "".join(s.text for s in response) for item in rendered for response in item.responses]
-    joints = iter(tokens.texts(texts))
-    for item, draft in zip(rendered, drafts, strict=True):
-        source = examples[item.index].source
+    texts = [item.prompt + "".join(s.text for s in response) for item in part.rendered for response in item.responses]
+    joints, controls = iter(part.tokens.texts(texts)), part.tokens.controls
+    for item, draft in zip(part.rendered, part.drafts, strict=True):
+        source = part.examples[item.index - part.start].source
         found = [
             i
             for i, (response, joint) in enumerate(zip(draft.responses, joints, strict=False), 1)
@@ -138,7 +174,7 @@ def borders(
         ]
         if found:
             before, after = item.prompt[-12:], item.responses[found[0] - 1][0].text[:12]
-            before, after = tokens.controls.name(before), tokens.controls.name(after)
+            before, after = controls.name(before), controls.name(after)
             message = f"read as one text, a token would reach across the border of {before!r} and {after!r}"
             yield Finding(source, "border", message, drops=False)
 
@@ -166,22 +202,13 @@ def _headed(example: Example, texts: list[str]) -> dict[str, str]:
     return dict(zip(heads, texts, strict=True))
 
 
-def _lengths(drafts: Sequence[Draft]) -> dict[str, dict[str, int]]:
-    lengths = {
-        "prompt": [len(d.prompt) for d in drafts],
-        "response": [len(r) for d in drafts for r in d.responses],
-        "prompt + response": [len(d.prompt) + len(r) for d in drafts for r in d.responses],
-    }
-    return {
-        name: {label: int(np.quantile(values, q, method="higher")) for label, q in QUANTILES.items()}
-        for name, values in lengths.items()
-    }
+def _quantiles(values: array[int]) -> dict[str, int]:
+    return {label: int(np.quantile(values, q, method="higher")) for label, q in QUANTILES.items()}
 
 
-def _cut(encoder: Encoder, drafts: Sequence[Draft], policy: Overlong) -> Cut:
-    long = [draft for draft in drafts if encoder.max_length is not None and draft.length > encoder.max_length]
-    fits = [fit(draft, encoder.max_length, policy, encoder.head(draft)) for draft in long]
-    return Cut(len(long), sum(f.draft is None for f in fits), sum(f.ends_lost for f in fits))
+def _cut(encoder: Encoder, draft: Draft, policy: Overlong) -> Cut:
+    found = fit(draft, encoder.max_length, policy, encoder.head(draft))
+    return Cut(1, int(found.draft is None), found.ends_lost)
 
 
 # ---------------------------------------------------------------- showing it
@@ -254,13 +281,18 @@ def to_json(report: Report) -> str:
 
 def run(config: Check) -> None:
     """``prefopt check``: print the report; UserError under ``--strict`` if anything was found."""
+    from prefopt.train.display import Display
+
     tokenizer, max_length = None, config.max_length
     if config.model is not None:
         from prefopt.model.load import load_config, load_tokenizer
 
         tokenizer = load_tokenizer(config.model)
         max_length = max_length or _limit(config.model, load_config)
-    report = check(config.data, config.format, tokenizer, max_length, config.overlong, config.train_on)
+    with Display(0, "check") as display:
+        report = check(
+            config.data, config.format, tokenizer, max_length, config.overlong, config.train_on, display.pass_
+        )
     if config.json:
         print(to_json(report))
     else:

@@ -16,12 +16,6 @@ import xxhash
 from prefopt.types import Example, Finding, Message
 
 
-def inspect_examples(examples: Iterable[Example]) -> list[Finding]:
-    """All findings: those of single examples, then those of examples among others."""
-    said = Said()
-    return [finding for _, findings in inspected(examples, said) for finding in findings] + said.findings()
-
-
 def inspected(examples: Iterable[Example], said: Said) -> Iterator[tuple[Example, list[Finding]]]:
     """Each example, as it streams by, with its findings; those with ``drops`` cannot be trained on.
 

@@ -1,6 +1,6 @@
-"""Several sources, each with its layout and its weight, as one list or stream of examples.
+"""Several sources, each with its layout and its weight, as one stream of examples.
 
-    load(["prefs.jsonl", "more/*.parquet=2"]) -> Loaded(examples, findings, sources)
+    read_all(open_sources(["prefs.jsonl", "more/*.parquet=2"]), findings) -> Example, Example, ...
 
 ``open_source`` reads no more than the first rows; ``read`` of a Source streams all of them.
 """
@@ -43,27 +43,6 @@ class Source:
     def read(self, advance: Advance = untold) -> Iterator[Example | Finding]:
         """Streams an Example, or the Finding that there is in its place, for every row."""
         return map(self.layout.read, read_rows(self.name, advance))
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """All sources, read."""
-
-    examples: list[Example]
-    findings: list[Finding]
-    sources: tuple[Source, ...]
-
-    @property
-    def rows(self) -> int:
-        return len(self.examples) + len(self.findings)
-
-
-def load(specs: Sequence[str], format: str | None = None) -> Loaded:
-    """Read every source whole. UserError when one of them yields no example at all."""
-    sources = open_sources(specs, format)
-    findings: list[Finding] = []
-    examples = list(read_all(sources, findings))
-    return Loaded(examples, findings, sources)
 
 
 def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Source, ...]:

@@ -6,14 +6,25 @@ import json
 
 import pytest
 
-from prefopt.data.findings import inspect_examples
-from prefopt.data.mix import brief, load, open_source, split_weight
+from prefopt.data.findings import Said, inspected
+from prefopt.data.mix import brief, open_source, open_sources, read_all, split_weight
 from prefopt.errors import UserError
 from prefopt.types import Example, Message, Response
 
 
 def pair(prompt, *responses, source="a.jsonl:1", scores=(1.0, 0.0)):
     return Example(prompt, tuple(map(Response, responses, scores)), source)
+
+
+def inspect_examples(examples):
+    """Those of single examples, then those of examples among others."""
+    said = Said()
+    return [finding for _, findings in inspected(examples, said) for finding in findings] + said.findings()
+
+
+def load(specs, format=None):
+    sources, findings = open_sources(specs, format), []
+    return sources, list(read_all(sources, findings)), findings
 
 
 def found(*examples):
@@ -117,17 +128,16 @@ def test_sources_are_mixed_with_their_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [GOOD, {"prompt": "2+2=", "chosen": "4"}, {**GOOD, "id": 3}])
     write(tmp_path / "b.jsonl", [{"question": "q", "response_j": "j", "response_k": "k"}])
-    loaded = load(["a.jsonl", "b.jsonl=0.5"])
-    assert [example.source for example in loaded.examples] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
-    assert [source.weight for source in loaded.sources] == [1.0, 0.5]
-    assert loaded.rows == 4
-    assert [str(finding) for finding in loaded.findings] == ['a.jsonl:2: no "rejected"']
-    assert [(s.name, s.layout.name, s.guessed) for s in loaded.sources] == [
+    sources, examples, findings = load(["a.jsonl", "b.jsonl=0.5"])
+    assert [example.source for example in examples] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
+    assert [source.weight for source in sources] == [1.0, 0.5]
+    assert [str(finding) for finding in findings] == ['a.jsonl:2: no "rejected"']
+    assert [(s.name, s.layout.name, s.guessed) for s in sources] == [
         ("a.jsonl", "preference", True),
         ("b.jsonl", "stackexchange", True),
     ]
-    assert loaded.sources[0].unread == ("id",)
-    assert brief(loaded.sources[1].sample)[:2] == ["  prompt      q", "  response 1  j"]
+    assert sources[0].unread == ("id",)
+    assert brief(sources[1].sample)[:2] == ["  prompt      q", "  response 1  j"]
 
 
 def test_a_source_that_is_named_twice_is_refused(tmp_path, monkeypatch):
@@ -146,9 +156,9 @@ def test_the_format_can_be_told(tmp_path):
     name = write(tmp_path / "a.jsonl", [{"question": "2+2?", "chosen": "4", "rejected": "5"}])
     with pytest.raises(UserError, match="--format orca"):
         load([name])
-    loaded = load([name], format="orca")
-    assert loaded.examples[0].prompt == (Message("user", "2+2?"),)
-    assert not loaded.sources[0].guessed
+    (source,), examples, _ = load([name], format="orca")
+    assert examples[0].prompt == (Message("user", "2+2?"),)
+    assert not source.guessed
     with pytest.raises(UserError, match=r'no row of .* can be read as hh: .*a\.jsonl:1: "chosen" is text, not'):
         load([name], format="hh")
 
