@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         refuse_its_own_choice(Path(args.ours + ".yaml"), args.reward)
-        ours, theirs = (load([name]).examples for name in (args.ours, args.theirs))
+        ours, theirs = (load([name]) for name in (args.ours, args.theirs))
         rate, prompts = preferred(ours, theirs, load_reward(args.reward))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Ll
 
 from prefopt.cli import main
 from prefopt.data.encode import Encoder
-from prefopt.data.mix import open_source
+from prefopt.data.mix import load
 from prefopt.demo.world import SLOTS, the_world
 from prefopt.errors import RunFailed, UserError
 from prefopt.frontier.space import next_token_logps
@@ -180,7 +180,7 @@ def test_what_is_written_is_read_back(given, tmp_path):
     chat = [{"role": "user", "content": "the cat"}]
     data = tiny.write(tmp_path / "chat.jsonl", [{"prompt": chat}, {"prompt": [{"role": "user", "content": "no"}]}])
     assert sample(data, tmp_path / "out.jsonl", model=model) == 0
-    examples = list(open_source(str(tmp_path / "out.jsonl")))
+    examples = load([str(tmp_path / "out.jsonl")])
     assert [e.prompt for e in examples] == [(Message("user", "the cat"),), (Message("user", "no"),)]
     assert [e.prompt for e in prompts([str(tmp_path / "out.jsonl")])] == [e.prompt for e in examples]
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 def single_turn(data: str) -> list[dict]:
     """Of each prompt that is one message: the messages, and the best response's text."""
     found: dict[tuple, str] = {}
-    for example in load([data]).examples:
+    for example in load([data]):
         (best, *_) = sorted(example.responses, key=lambda response: -(response.score or 0.0))
         if len(example.prompt) == 1 and not isinstance(best.content, str):
             found.setdefault(example.prompt, best.content[-1].content)

@@ -45,6 +45,11 @@ class Source:
         return map(self.layout.read, read_rows(self.name, advance))
 
 
+def load(specs: Sequence[str], format: str | None = None) -> list[Example]:
+    """Every example of every source, all held; rows that are none are left out."""
+    return list(read_all(open_sources(specs, format), []))
+
+
 def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Source, ...]:
     """Each with its layout; UserError where one is named twice."""
     sources = tuple(open_source(spec, format) for spec in specs)

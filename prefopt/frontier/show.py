@@ -129,7 +129,10 @@ def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]])
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
         axes = figure.add_subplot()
         if curve:
-            axes.plot(*zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2)
+            axes.plot(
+                *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the best that is possible"
+            )
+            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"])
         for number, place in enumerate(places):
             (x, left, right), (y, low, high) = place.kl, place.height
             colour = COLOUR[f"run-{number % SERIES}"]

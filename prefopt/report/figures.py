@@ -210,7 +210,8 @@ def frontier(
     def draw(axes: Axes) -> None:
         if curve:
             x, y = zip(*curve, strict=True)
-            axes.plot(x, y, color=COLOUR["reference"], linewidth=2)
+            best = "the best that is possible" if names else None
+            axes.plot(x, y, color=COLOUR["reference"], linewidth=2, label=best)
         for points in paths:
             kl, reward, colour = [p.kl for p in points], [p.reward for p in points], COLOUR[points[-1].role]
             if len(points) > 1:
@@ -303,6 +304,12 @@ def standalone(svg: str) -> str:
     """A figure of a page as a file of its own, with the page's colours, light or dark."""
     style = resources.files("prefopt.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     colours = style[: style.index("* {")] + "svg { background: var(--paper); font-family: system-ui, sans-serif; }"
+    light = {name: colour for name, colour in reversed(re.findall(r"--([\w-]+): (#\w+)", colours))}
+
+    def twice(value: re.Match[str]) -> str:  # viewers that know no variables stay with the first one
+        return f"{value[1]}: {light[value[2]]}; {value[0]}"
+
+    svg = re.sub(r"([\w-]+): var\(--([\w-]+)\)", twice, svg)
     head, rest = svg.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{colours}</style>{rest}'
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from prefopt.data.findings import Said, inspected
-from prefopt.data.mix import brief, open_source, open_sources, read_all, split_weight
+from prefopt.data.mix import brief, load, open_source, open_sources, read_all, split_weight
 from prefopt.errors import UserError
 from prefopt.types import Example, Message, Response
 
@@ -20,11 +20,6 @@ def inspect_examples(examples):
     """Those of single examples, then those of examples among others."""
     said = Said()
     return [finding for _, findings in inspected(examples, said) for finding in findings] + said.findings()
-
-
-def load(specs, format=None):
-    sources, findings = open_sources(specs, format), []
-    return sources, list(read_all(sources, findings)), findings
 
 
 def found(*examples):
@@ -128,8 +123,8 @@ def test_sources_are_mixed_with_their_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [GOOD, {"prompt": "2+2=", "chosen": "4"}, {**GOOD, "id": 3}])
     write(tmp_path / "b.jsonl", [{"question": "q", "response_j": "j", "response_k": "k"}])
-    sources, examples, findings = load(["a.jsonl", "b.jsonl=0.5"])
-    assert [example.source for example in examples] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
+    sources, findings = open_sources(["a.jsonl", "b.jsonl=0.5"]), []
+    assert [example.source for example in read_all(sources, findings)] == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:1"]
     assert [source.weight for source in sources] == [1.0, 0.5]
     assert [str(finding) for finding in findings] == ['a.jsonl:2: no "rejected"']
     assert [(s.name, s.layout.name, s.guessed) for s in sources] == [
@@ -156,9 +151,8 @@ def test_the_format_can_be_told(tmp_path):
     name = write(tmp_path / "a.jsonl", [{"question": "2+2?", "chosen": "4", "rejected": "5"}])
     with pytest.raises(UserError, match="--format orca"):
         load([name])
-    (source,), examples, _ = load([name], format="orca")
-    assert examples[0].prompt == (Message("user", "2+2?"),)
-    assert not source.guessed
+    assert load([name], format="orca")[0].prompt == (Message("user", "2+2?"),)
+    assert not open_source(name, "orca").guessed
     with pytest.raises(UserError, match=r'no row of .* can be read as hh: .*a\.jsonl:1: "chosen" is text, not'):
         load([name], format="hh")
 
