@@ -28,9 +28,9 @@ parity: $(READY)      ## the losses against TRL's, where TRL can be installed
 	@if $(BIN)/pip install -q -c constraints.txt -e ".[dev,parity]"; then $(BIN)/pytest -m parity tests; \
 	else echo "parity: skipped, because TRL cannot be installed here (the reason stands above)"; fi
 
-bench: bench-env      ## the measurements, beside TRL
-	$(PEERS)/bin/python -m benchmarks
-	$(PEERS)/bin/python -m benchmarks.growth
+bench: bench-env      ## the measurements, beside TRL, in runs/bench
+	$(PEERS)/bin/python -m benchmarks --out runs/bench
+	$(PEERS)/bin/python -m benchmarks.growth --out runs/bench
 
 bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
 

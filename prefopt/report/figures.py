@@ -229,7 +229,7 @@ def frontier(
         for role, name in (names or {}).items():
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
         if names:
-            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.1, ncols=2)
+            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.4, ncols=2)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("expected reward")
         axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -80,8 +80,11 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
 
 def curves(runs: Sequence[Run]) -> Markup | None:
     one = len(runs) == 1
+    rewarded = all(run.records("train", "reward") for run in runs)
     found = [
-        _metric(
+        _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better.")
+        if rewarded  # PPO's loss begins anew with each batch of answers, and tells nothing over the steps
+        else _metric(
             runs, "loss", "Loss",
             "Lower is better; held-out rising while training falls is learning by heart."
             if one else "Lower is better, but only between runs with the same loss and its options.",

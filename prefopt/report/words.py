@@ -36,6 +36,9 @@ def _of_one(run: Run) -> str:
         pairs = f"{after['pairs']:,.0f} {what}" if "pairs" in after else what
         share = f"the tuned model gives the better answer the higher reward in {accuracy(after)}"
         return f"On {pairs} {share}{_loss(before, after)}."
+    if "reward" in before and "reward" in after:
+        went = f"from {before['reward']:.3f} to {after['reward']:.3f}, {after['kl']:.2f} nats from the reference"
+        return f"On {name} prompts the mean reward of what the model answers went {went}."
     if "loss" in before and "loss" in after:
         steps = f" in {run.results['steps']:,} steps" if "steps" in run.results else ""
         return f"The loss on {name} data went from {before['loss']:.3f} to {after['loss']:.3f}{steps}."

@@ -71,6 +71,7 @@ def _execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)
         found = checkpoint.load_newest(job.checkpoints) if config.resume else None
+        began -= found.state.get("seconds", 0.0) if found else 0.0  # as if it had never stopped
         job.open_folder(found)
         torch.manual_seed(config.seed)
         state = _start(job, method, reward, display)
@@ -85,7 +86,7 @@ def _execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
         stop_on_signal() as stop,
     ):
         trackers.start(job.out.name, job.config, state.step)
-        recorder = Recorder(job, method, state, file, trackers, display, stop, reference_is, resumed_at)
+        recorder = Recorder(job, method, state, file, trackers, display, stop, reference_is, began, resumed_at)
         hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested, recorder.pause)
         try:
             asked = batches(job.data.train, job.schedule, state.step)
@@ -150,6 +151,7 @@ class Recorder:
     display: Display
     stop: Stop
     reference_is: str
+    began: float
     saved: int | None
 
     def step(self, step: int, values: dict[str, float]) -> None:
@@ -192,6 +194,7 @@ class Recorder:
             "data": self.job.data.fingerprint,
             "reference": self.reference_is,
             "kl_coef": state.kl_coef,
+            "seconds": time.monotonic() - self.began,
         }
         checkpoint.save(self.job.checkpoints, step, tensors, rest)
         checkpoint.prune(self.job.checkpoints, self.job.config.keep)

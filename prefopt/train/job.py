@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from prefopt import config as settings
 from prefopt import losses
 from prefopt.data import plan
+from prefopt.data.shelf import each
 from prefopt.errors import UserError
 from prefopt.model import recompute
 from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype
@@ -142,7 +143,8 @@ class Job:
     def description(self) -> str:
         """What ``--dry-run`` prints: what would be done, and what it would need."""
         config, schedule = self.config, self.schedule
-        per_epoch = sum(example.tokens for example in self.data.train)
+        per_epoch = sum(map(sum, each(self.data.train, "lengths")))
+        epochs = schedule.steps * schedule.batch_size / len(self.data.train)
         held_out = f", {len(self.data.held_out):,} held out" if self.data.held_out else ""
         memory = size(self.running() + self.memory())
         longest = f"{self.data.longest:,} of at most {config.max_length or 'any'}"
@@ -151,7 +153,7 @@ class Job:
             "method": f"{self.method}  {self.loss}",
             "data": f"{len(self.data.train):,} examples to train on{held_out}",
             "tokens": f"{per_epoch:,} an epoch; longest sequence {longest}",
-            "steps": f"{schedule.steps:,} of {schedule.batch_size} examples ({config.epochs:g} epochs)",
+            "steps": f"{schedule.steps:,} of {schedule.batch_size} examples ({epochs:.3g} epochs)",
             "learning rate": f"{schedule.peak:g}, {schedule.warmup} steps of warm-up, then {schedule.decay}",
             "memory": f"about {memory}B, with {config.tokens_per_microbatch:,} tokens at once",
             "writes": str(self.out),

@@ -81,6 +81,7 @@ def _execute(job: Job, make: Callable[..., Any], examine: Callable[..., dict[str
     with Display(0, "set-up") as display:
         trackers = Trackers(config.track, config.out, display.warn)
         found = checkpoint.load_newest(job.checkpoints) if config.resume else None
+        began -= found.state.get("seconds", 0.0) if found else 0.0  # as if it had never stopped
         job.open_folder(found)
         torch.manual_seed(config.seed)
         objective = make(job, display)
@@ -92,7 +93,7 @@ def _execute(job: Job, make: Callable[..., Any], examine: Callable[..., dict[str
         stop_on_signal() as stop,
     ):
         trackers.start(job.out.name, job.config, state.step)
-        recorder = Recorder(job, state, file, trackers, display, stop, resumed_at)
+        recorder = Recorder(job, state, file, trackers, display, stop, began, resumed_at)
         hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested, recorder.pause)
         try:
             fit(state, job.data.train, job.schedule, hooks)
@@ -150,6 +151,7 @@ class Recorder:
     trackers: Trackers
     display: Display
     stop: Stop
+    began: float
     saved: int | None
     scored: dict[str, evidence.Scored] = field(default_factory=dict)
     """the newest evaluation of each split"""
@@ -206,6 +208,7 @@ class Recorder:
             "guard": asdict(self.state.guard),
             "data": self.job.data.fingerprint,
             "reference": self.state.objective.reference_is,
+            "seconds": time.monotonic() - self.began,
         }
         checkpoint.save(self.job.checkpoints, step, tensors, state)
         checkpoint.prune(self.job.checkpoints, self.job.config.keep)

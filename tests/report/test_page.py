@@ -71,6 +71,20 @@ def test_a_run_without_any_line_yet(quick, tmp_path):
     assert "as of step 0" in page(tmp_path, run).text
 
 
+def test_ppo_is_told_by_its_reward_and_not_by_its_loss(tmp_path):
+    run = tmp_path / "ppo"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: base\n")
+    steps = [{"step": i, "split": "train", "loss": 0.01, "reward": i / 10, "kl": i / 5} for i in range(1, 11)]
+    made.lines(run / "metrics.jsonl", steps)
+    around = {"before": {"loss": 0.01, "reward": 0.1, "kl": 0.0}, "after": {"loss": 0.02, "reward": 1.0, "kl": 2.0}}
+    (run / "results.json").write_text(json.dumps({"steps": 10, "training": around, "held_out": None}))
+    text = page(tmp_path, run).text
+    said = "the mean reward of what the model answers went from 0.100 to 1.000, 2.00 nats from the reference"
+    assert f"On training prompts {said}." in text
+    assert "Mean reward of what the model answers" in text and "Lower is better" not in text
+
+
 def test_demonstrations_have_a_loss_and_no_pairs(tmp_path):
     run = tmp_path / "sft"
     run.mkdir()
