@@ -1,22 +1,37 @@
-"""What long work tells of its progress; `prefopt.train.display` shows it."""
+"""What long work tells of itself as it goes on; `prefopt.train.display` shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 Advance = Callable[[float], object]
 """told how much more is done"""
-
-Passing = Callable[[str, float, str], AbstractContextManager[Advance]]
-"""a pass over so much of something: its name, how much, in which unit"""
 
 
 def untold(more: float) -> None:
     """Where nobody looks."""
 
 
-@contextmanager
-def unseen(name: str, total: float, unit: str = "") -> Iterator[Advance]:
-    """A pass that nobody looks at."""
-    yield untold
+class Shown(Protocol):
+    """Where a person looks."""
+
+    def note(self, text: str) -> object:
+        """A line that stays."""
+
+    def pass_(self, name: str, total: float, unit: str = "") -> AbstractContextManager[Advance]:
+        """A pass over so much of something."""
+
+
+class Unseen:
+    """Where nobody looks."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def pass_(self, name: str, total: float, unit: str = "") -> AbstractContextManager[Advance]:
+        return nullcontext(untold)
+
+
+UNSEEN: Shown = Unseen()

@@ -44,7 +44,7 @@ def run(config: Score) -> int:
     length = length_limit(config.max_length, config.policy, config.reference)
     with Display(0, "score") as display:
         encoder = Encoder(tokenizer, length, config.overlong, config.train_on)
-        data = encoded(config.data, config.format, encoder, display.pass_)
+        data = encoded(config.data, config.format, encoder, display)
         for text in [*dict.fromkeys(data.notes), *account(data.findings)]:
             display.note(text)
         if not data.examples:

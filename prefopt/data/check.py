@@ -27,7 +27,7 @@ from prefopt.data.findings import Said, inspected
 from prefopt.data.mix import Source, open_sources, read_all
 from prefopt.data.read import size
 from prefopt.errors import UserError
-from prefopt.progress import Advance, Passing, unseen
+from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.terminal import printable
 from prefopt.types import Example, Finding, Message
 
@@ -75,7 +75,7 @@ def check(
     max_length: int | None = None,
     overlong: Overlong = "drop",
     train_on: TrainOn = "last-assistant",
-    passing: Passing = unseen,
+    show: Shown = UNSEEN,
 ) -> Report:
     """Reads all of it as training would, and reports, holding none. UserError where files cannot be read at all.
 
@@ -84,7 +84,7 @@ def check(
     sources = open_sources(specs, format)
     encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
     seen, bytes_of_all = Seen(), sum(size(source.name) for source in sources)
-    with passing("reading", bytes_of_all / MB, " MB") as advance:
+    with show.pass_("reading", bytes_of_all / MB, " MB") as advance:
         usable = seen.usable(sources, advance)
         survey = encoder.survey(usable) if encoder else None
         deque(usable, maxlen=0)  # what is left of them: all, where nothing was surveyed
@@ -96,7 +96,7 @@ def check(
             report.notes.append(f"{source.name}: these columns are not read: {', '.join(source.unread)}")
     if encoder and survey and report.counts["usable"]:
         report.notes += encoder.prepare(survey)
-        with passing("encoding", bytes_of_all / MB, " MB") as advance:
+        with show.pass_("encoding", bytes_of_all / MB, " MB") as advance:
             _tokens(report, encoder, encoder.parts(Usable(sources, advance), survey))
     return report
 
@@ -290,9 +290,7 @@ def run(config: Check) -> None:
         tokenizer = load_tokenizer(config.model)
         max_length = max_length or _limit(config.model, load_config)
     with Display(0, "check") as display:
-        report = check(
-            config.data, config.format, tokenizer, max_length, config.overlong, config.train_on, display.pass_
-        )
+        report = check(config.data, config.format, tokenizer, max_length, config.overlong, config.train_on, display)
     if config.json:
         print(to_json(report))
     else:

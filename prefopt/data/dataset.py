@@ -19,7 +19,7 @@ from prefopt.data.findings import Said, inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
 from prefopt.data.read import fingerprint, size
 from prefopt.data.shelf import Shelf, Writer
-from prefopt.progress import Advance, Passing, unseen, untold
+from prefopt.progress import UNSEEN, Advance, Shown, untold
 from prefopt.types import Encoded, Example, Finding
 
 MB = 1e6
@@ -36,26 +36,29 @@ class Dataset:
     notes: list[str]
 
 
-def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, passing: Passing = unseen) -> Dataset:
-    """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``."""
+def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, show: Shown = UNSEEN) -> Dataset:
+    """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``.
+
+    What a layout was guessed to be is shown before what may take minutes.
+    """
     sources = open_sources(specs, format)
-    notes = []
     for source in sources:
         if source.guessed and source.sample is not None:
-            notes += [f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)]
-    data = kept(sources, encoder, passing)
+            for line in (f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)):
+                show.note(line)
+    data = kept(sources, encoder, show)
     assert isinstance(data.examples, Shelf)
     weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]
-    return Dataset(data.examples, weights, data.counts, data.findings, [*notes, *encoder.prepare(data.survey)])
+    return Dataset(data.examples, weights, data.counts, data.findings, encoder.prepare(data.survey))
 
 
-def kept(sources: Sequence[Source], encoder: Encoder, passing: Passing) -> EncodedData:
+def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedData:
     """From the cache, or new."""
     content = contents(sources)
     key = cache.key(encoder.tokenizer, (encoder.max_length, encoder.overlong, encoder.train_on), content)
 
     def fill(writer: Writer, survey: Survey) -> EncodedData:
-        with passing("encoding", sum(size(source.name) for source in sources) / MB, " MB") as advance:
+        with show.pass_("encoding", sum(size(source.name) for source in sources) / MB, " MB") as advance:
             data = encoder.encode(usable := Usable(sources, advance), writer, survey)
         if contents(sources) != content:
             raise Surprise

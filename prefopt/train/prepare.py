@@ -24,13 +24,11 @@ from prefopt.types import Encoded, Finding
 
 @dataclass(frozen=True)
 class Prepared:
-    """``train`` and ``held_out`` are units of the loss; the rest tells how they came about."""
+    """``train`` and ``held_out`` are units of the loss; ``counts`` tells how they came about."""
 
     train: Sequence[Encoded]
     held_out: Sequence[Encoded]
     counts: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,7 +58,7 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
     notes: list[str] = []
 
     def units(specs: Sequence[str]) -> Chosen:
-        data = encoded(specs, config.format, encoder, display.pass_)
+        data = encoded(specs, config.format, encoder, display)
         counts.update(data.counts)
         findings.extend(data.findings)
         notes.extend(data.notes)
@@ -98,7 +96,7 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
         display.note(text)
     for line in account(findings):
         display.note(line)
-    return Prepared(train, held_out, counts, findings, list(dict.fromkeys(notes)))
+    return Prepared(train, held_out, counts)
 
 
 UNFIT: dict[plan.Unit, tuple[str, str]] = {
