@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNREAD = 90 * 24 * 3600
-"""seconds after which what no run has read is deleted"""
+DAY = 24 * 3600
+OURS = (re.compile(r"\.writing-\w+"), DAY), (re.compile(r"encoded-[0-9a-f]{32}(\.safetensors)?"), 90 * DAY)
+"""what may be deleted, and seconds after which no process can be at it any more, or none has read it"""
 CHUNK = 2**20
 
 Fill = Callable[[Writer], "EncodedData"]
@@ -46,10 +49,10 @@ def folder() -> Path:
     return Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt").expanduser()
 
 
-def key(tokenizer: Any, options: Sequence[object], content: Sequence[object]) -> str:
+def key(tokenizer: Any, template: str, options: Sequence[object], content: Sequence[object]) -> str:
     """xxh3-128 over what makes ids of text, the options and hashes of the data."""
     specials = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    about = [_code(), tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, specials, *options, *content]
+    about = [_code(), tokenizer.backend_tokenizer.to_str(), template, specials, *options, *content]
     return xxhash.xxh3_128_hexdigest(json.dumps(about).encode())
 
 
@@ -104,11 +107,11 @@ def _kept(aside: Path, key: str, fill: Fill, files: ExitStack) -> EncodedData:
 
 def _sweep() -> None:
     """What processes that were killed had begun to write, more than a day ago, and what no run has read for long."""
-    for name, after in ((".writing-*", 24 * 3600), ("encoded-*", UNREAD)):
-        for old in folder().glob(name):
-            with suppress(FileNotFoundError):  # another process sweeps too
-                if time.time() - old.stat().st_mtime > after:
-                    old.unlink() if old.is_file() else shutil.rmtree(old, ignore_errors=True)
+    for old in folder().iterdir():
+        after = next((after for name, after in OURS if name.fullmatch(old.name)), math.inf)
+        with suppress(OSError):  # another process sweeps too, or it is another user's
+            if time.time() - old.stat().st_mtime > after:
+                old.unlink() if old.is_file() else shutil.rmtree(old)
 
 
 def load(key: str) -> EncodedData | None:

@@ -1,7 +1,7 @@
 """From names of data to encoded examples: read, inspect, encode, with every finding on the way.
 
-Data are read once, and held nowhere. What came of them is kept under their files' contents, so that a run that
-finds it there reads no row.
+Data are gone through once, and held nowhere. What came of them is kept under their files' contents, so that a run
+that finds it there reads no more than the first rows, to tell their layout.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from itertools import islice
 import numpy as np
 
 from prefopt.data import cache
-from prefopt.data.encode import AT_ONCE, EncodedData, Encoder, Surprise, Survey
+from prefopt.data.encode import AT_ONCE, CHANGED, EncodedData, Encoder, Surprise, Survey
 from prefopt.data.findings import Said, inspected
 from prefopt.data.mix import Source, brief, open_sources, read_all
 from prefopt.data.read import fingerprint, size
 from prefopt.data.shelf import Shelf, Writer
+from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown, untold
 from prefopt.types import Encoded, Example, Finding
 
@@ -55,13 +56,14 @@ def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, show: Sh
 def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedData:
     """From the cache, or new."""
     content = contents(sources)
-    key = cache.key(encoder.tokenizer, (encoder.max_length, encoder.overlong, encoder.train_on), content)
+    options = (encoder.max_length, encoder.overlong, encoder.train_on)
+    key = cache.key(encoder.tokenizer, encoder.template, options, content)
 
     def fill(writer: Writer, survey: Survey) -> EncodedData:
         with show.pass_("encoding", sum(size(source.name) for source in sources) / MB, " MB") as advance:
             data = encoder.encode(usable := Usable(sources, advance), writer, survey)
         if contents(sources) != content:
-            raise Surprise
+            raise UserError(CHANGED)
         data.findings = [*usable.unread, *usable.odd, *data.findings]
         data.counts["rows"], data.of_each = usable.rows, usable.of_each
         return data

@@ -62,17 +62,23 @@ class Survey:
         numbers = (self.chats + other.chats, self.texts + other.texts, self.begun + other.begun)
         return Survey(self.private | other.private, *numbers)
 
-    def allows(self, seen: Survey) -> bool:
-        """Whether some of the examples may be as they were ``seen``, where this is what is taken for granted of all."""
+    def allows(self, seen: Survey, bare: bool) -> bool:
+        """Whether some of the examples may be as they were ``seen``, where this is what is taken for granted of all.
+
+        ``bare``: there is no chat template yet.
+        """
         begun = seen.begun == seen.texts if self.templated else True
-        return begun and seen.private <= self.private and (self.chats > 0 or not seen.chats)
+        return begun and seen.private <= self.private and not (bare and seen.chats and not self.chats)
 
 
 class Surprise(UserError):
     """Examples are not what their survey says."""
 
     def __init__(self) -> None:
-        super().__init__("the data changed while they were read: start again when they are complete")
+        super().__init__(CHANGED)
+
+
+CHANGED = "the data changed while they were read: start again when they are complete"
 
 
 @dataclass(slots=True)
@@ -108,13 +114,17 @@ class Draft:
 
 
 class Part(NamedTuple):
-    """Some examples, of which the first one's number is ``start``, and what became of them on the way to drafts."""
+    """Some examples, of which the first one's number is ``start``, and what became of them on the way to drafts.
+
+    ``seen``: a survey of these and all before them.
+    """
 
     start: int
     examples: list[Example]
     tokens: Tokens
     rendered: list[Rendered]
     findings: list[Finding]
+    seen: Survey
     drafts: list[Draft]
 
 
@@ -268,6 +278,9 @@ class Encoder:
         self.controls = control_tokens(tokenizer)
         self.bos = _bos(tokenizer)
         self.bare = tokenizer.chat_template is None
+        begin = "{{ bos_token }}" if len(self.bos) else ""
+        self.template = begin + PLAIN_TEMPLATE if self.bare else tokenizer.chat_template
+        """what messages are rendered with"""
 
     def survey(self, examples: Iterable[Example]) -> Survey:
         """Goes through all of them, holding none."""
@@ -290,16 +303,19 @@ class Encoder:
         without one they are gone through twice. Surprise where it does not hold.
         """
         shelf = writer or Writer(lambda column: BytesIO())
-        survey = survey or self.survey(examples)
-        data, odd = EncodedData(notes=self.prepare(survey), survey=survey), []
-        for part in self.parts(examples, survey):
+        granted = survey or self.survey(examples)
+        data, odd = EncodedData(notes=self.prepare(granted)), []
+        for part in self.parts(examples, granted):
             odd += part.findings
+            data.survey = part.seen
             data.counts["given"] += len(part.examples)
             for draft in part.drafts:
                 kept = self.keep(draft, part.examples[draft.index - part.start], data)
                 if kept is not None:
                     shelf.add(kept, draft.index)
                     data.counts["kept"] += 1
+        if survey is None and data.survey != granted:  # they can be gone through but once
+            raise Surprise
         data.findings = [*odd, *data.findings]
         data.counts.update(finding.kind for finding in data.findings)
         data.counts.update(given=0, kept=0)
@@ -324,8 +340,7 @@ class Encoder:
         """Gives a tokenizer that lacks a chat template a plain one if there are messages; says what holds for all."""
         notes = []
         if self.bare and survey.chats:
-            bos = "{{ bos_token }}" if len(self.bos) else ""
-            self.tokenizer.chat_template = bos + PLAIN_TEMPLATE
+            self.tokenizer.chat_template = self.template
             notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
         if survey.templated:
             notes.append("every prompt begins with a control token: the text is taken as already rendered")
@@ -346,13 +361,13 @@ class Encoder:
             before = None
             while some := list(islice(rest, AT_ONCE)):
                 seen += self.survey(some)
-                if not survey.allows(seen):
+                if not survey.allows(seen, self.bare):
                     raise Surprise
                 rendered, findings = self._render(renderer, start, some)
                 job = pool.submit(self.assembled, tokens, rendered)
                 if before:
                     yield Part(*before[:-1], before[-1].result())
-                before, start = (start, some, tokens, rendered, findings, job), start + len(some)
+                before, start = (start, some, tokens, rendered, findings, seen, job), start + len(some)
             if before:
                 yield Part(*before[:-1], before[-1].result())
         if seen.templated != survey.templated:

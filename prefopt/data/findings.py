@@ -35,7 +35,7 @@ def inspected(examples: Iterable[Example], said: Said) -> Iterator[tuple[Example
 
 
 class Said:
-    """What examples say of their responses, in some 60 bytes each: who repeats an earlier one, or says the contrary."""
+    """What examples say of their responses, in 60 bytes a pair: who repeats an earlier one, or says the contrary."""
 
     def __init__(self) -> None:
         self._whole = array("Q")  # of each example, a hash of all that it says
@@ -59,15 +59,18 @@ class Said:
         _, first, which = np.unique(np.array(self._whole), return_index=True, return_inverse=True)
         earlier = first[which]
         repeats = np.flatnonzero(earlier < np.arange(len(earlier)))
-        found = {int(i): ("duplicate", f"the same as {self._source(earlier[i])}") for i in repeats}
-        for one, other in self._contrary(np.isin(np.array(self._of), repeats)):
+        found = {i: ("duplicate", self._repeats(i, int(earlier[i]))) for i in repeats.tolist()}
+        for one, other in self._contrary():
             found.setdefault(one, ("contradiction", f"{self._source(other)} prefers the other side"))
         return [Finding(self._source(i), *found[i], drops=False) for i in sorted(found)]
 
-    def _contrary(self, left_out: np.ndarray) -> Iterator[tuple[int, int]]:
+    def _repeats(self, one: int, other: int) -> str:
+        source, earlier = self._source(one), self._source(other)
+        return f"the same as {earlier}" if source != earlier else "read twice: two of the data named hold it"
+
+    def _contrary(self) -> Iterator[tuple[int, int]]:
         """Examples with a comparison that an earlier example has the other way round."""
-        columns = (self._of, self._ahead, self._behind)
-        of, ahead, behind = (np.array(column)[~left_out] for column in columns)
+        of, ahead, behind = (np.array(column) for column in (self._of, self._ahead, self._behind))
         if len(of):
             different, first = np.unique(ahead, return_index=True)
             place = np.searchsorted(different, behind).clip(max=len(different) - 1)

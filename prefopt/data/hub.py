@@ -60,6 +60,11 @@ def _splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     import datasets
 
     try:
-        return dict(datasets.load_dataset(name, config))
+        try:
+            return dict(datasets.load_dataset(name, config))
+        except datasets.exceptions.DatasetGenerationError:  # splits need not have the same columns: each by itself
+            files = datasets.load_dataset_builder(name, config).config.data_files
+            return {split: datasets.load_dataset(name, data_files={split: files[split]})[split] for split in files}
     except Exception as error:  # its kinds are many: no such name, no network, no access, a script
-        raise NotThere((str(error).splitlines() or [type(error).__name__])[0]) from error
+        why = error.__cause__ or error if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        raise NotThere((str(why).splitlines() or [type(why).__name__])[0]) from error

@@ -63,15 +63,16 @@ def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Sourc
 def read_all(sources: Sequence[Source], findings: list[Finding], advance: Advance = untold) -> Iterator[Example]:
     """Every example as it streams by; to ``findings`` goes what is none. UserError where a source has no example."""
     for source in sources:
-        empty = True
+        empty, why = True, "it holds no rows"
         for item in source.read(advance):
             if isinstance(item, Finding):
                 findings.append(item)
+                why = str(item)
             else:
                 empty = False
                 yield item
         if empty:
-            raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {findings[-1]}")
+            raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {why}")
 
 
 def open_source(spec: str, format: str | None = None) -> Source:

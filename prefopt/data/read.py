@@ -156,15 +156,17 @@ def _on_hub(spec: str) -> hub.Split:
 
 
 class _Told(io.FileIO):
-    """A file that tells how much of it is read."""
+    """A file that tells how much of it is read, what is read twice once."""
 
     def __init__(self, path: Path, advance: Advance):
         super().__init__(path)
-        self._advance = advance
+        self._advance, self._furthest = advance, 0
 
     def readinto(self, buffer: Any) -> int | None:
         count = super().readinto(buffer)
-        self._advance(count or 0)
+        if (more := self.tell() - self._furthest) > 0:
+            self._furthest += more
+            self._advance(more)
         return count
 
 

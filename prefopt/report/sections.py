@@ -80,10 +80,13 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
 
 def curves(runs: Sequence[Run]) -> Markup | None:
     one = len(runs) == 1
-    rewarded = all(run.records("train", "reward") for run in runs)
+    # PPO's loss begins anew with each batch of answers, and tells nothing over the steps.
+    rewarded = [bool(run.records("train", "reward")) for run in runs]
     found = [
         _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better.")
-        if rewarded  # PPO's loss begins anew with each batch of answers, and tells nothing over the steps
+        if all(rewarded)
+        else None
+        if any(rewarded)
         else _metric(
             runs, "loss", "Loss",
             "Lower is better; held-out rising while training falls is learning by heart."

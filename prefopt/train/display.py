@@ -245,7 +245,7 @@ class _Pace(ProgressColumn):
 def _left(done: float, total: float, now: float, first: tuple[float, float]) -> str:
     """The time that the rest takes, at the rate since ``first`` = (done then, when)."""
     before, began = first
-    return duration((now - began) * (total - done) / (done - before)) if done > before else "?"
+    return duration((now - began) * max(0, total - done) / (done - before)) if done > before else "?"
 
 
 def _row(values: Mapping[str, float], live: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -71,11 +72,28 @@ def test_what_was_encoded_once_is_read_back_with_all_that_was_said(tmp_path, mon
     assert other.weights.tolist() == [1, 1, 1, 5, 5, 5]  # a weight is no part of what is kept
 
 
-def test_a_tokenizer_without_a_template_gets_one_from_the_cache_too(tmp_path):
-    data = [file(tmp_path, [chat()])]
+def test_a_tokenizer_without_a_template_gets_one_from_the_cache_too(tmp_path, monkeypatch):
+    data = [file(tmp_path, [text()]), file(tmp_path, [chat()], "chats.jsonl")]
     first, second = byte_level(), byte_level()
-    equal(encoded(data, None, Encoder(first)), encoded(data, None, Encoder(second)))
+    monkeypatch.setattr(dataset, "AT_ONCE", 1)
+    whole = encoded(data, None, Encoder(first))
+    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("encoded twice"))
+    equal(encoded(data, None, Encoder(second)), whole)
     assert first.chat_template == second.chat_template is not None
+    equal(encoded(data, None, Encoder(first)), replace(whole, notes=[]))  # as a model that was saved with it
+
+
+def test_messages_after_texts_are_no_surprise_to_a_tokenizer_with_a_template(tmp_path, monkeypatch):
+    """And what is kept of them still tells one without that there are messages."""
+    data = [file(tmp_path, FIVE), file(tmp_path, [chat()], "chats.jsonl")]
+    monkeypatch.setattr(dataset, "AT_ONCE", 2)
+    bare = byte_level()
+    known = byte_level(Encoder(bare).template)
+    monkeypatch.setattr(dataset, "Surprise", ())  # nothing is caught
+    encoded(data, None, Encoder(known))
+    monkeypatch.setattr(Encoder, "encode", lambda *_: pytest.fail("encoded twice"))
+    encoded(data, None, Encoder(bare))
+    assert bare.chat_template == known.chat_template
 
 
 def test_the_cache_follows_code_tokenizer_template_options_names_and_content(tmp_path, monkeypatch):
@@ -193,13 +211,16 @@ def test_what_a_killed_process_began_and_what_no_run_reads_is_deleted_in_time(tm
     old, new = (cache.folder() / f".writing-{name}" for name in ("old", "new"))
     for begun in (old, new):
         (begun / "new").mkdir(parents=True)
-    former, file_of_before = cache.folder() / "encoded-0", cache.folder() / "encoded-0.safetensors"
+    former, file_of_before = cache.folder() / f"encoded-{'0' * 32}", cache.folder() / f"encoded-{'0' * 32}.safetensors"
+    theirs = cache.folder() / "encoded-interviews"
     former.mkdir()
+    theirs.mkdir()
     file_of_before.write_text("")
-    for each in (old, former, file_of_before):
+    for each in (old, former, file_of_before, theirs):
         os.utime(each, (0, 0))
     encoded(data, None, Encoder(byte_level()))
     assert not any(each.exists() for each in (old, former, file_of_before)) and new.exists()
+    theirs.rmdir()  # it is not ours to delete
     read = kept()
     os.utime(read, (0, 0))
     encoded(data, None, Encoder(byte_level()))  # which is what keeps it
@@ -210,24 +231,26 @@ def test_what_a_killed_process_began_and_what_no_run_reads_is_deleted_in_time(tm
 # ---------------------------------------------------------------- what is taken for granted of all from the first ones
 
 BEGUN, STRANGE = text("<|im_start|>user\nHello<|im_end|>\n"), text("\U000f0000 and \U0010fffd")
-LATER = {  # rows of which the last ones are other than the first
-    "private characters": [text(f"{i}") for i in range(5)] + [STRANGE],
-    "messages after texts": [text(f"{i}") for i in range(5)] + [chat()],
-    "the last text is not rendered": [BEGUN] * 5 + [text()],
-    "only the last is a text, and rendered": [chat(str(i)) for i in range(5)] + [BEGUN],
-    "only the last is rendered": [text(f"{i}") for i in range(5)] + [BEGUN],
-}
+FIVE = [text(str(i)) for i in range(5)]
 
 
-@pytest.mark.parametrize("name", LATER)
-def test_late_surprises_change_no_id(name, tmp_path, monkeypatch):
-    files = [file(tmp_path, [row], f"{i}.jsonl") for i, row in enumerate(LATER[name])]
+@pytest.mark.parametrize(
+    ("first", "last", "rendered"),
+    [
+        (FIVE, STRANGE, False),
+        (FIVE, chat(), False),
+        ([BEGUN] * 5, text(), False),
+        ([chat(str(i)) for i in range(5)], BEGUN, True),
+        (FIVE, BEGUN, False),
+    ],
+)
+def test_late_surprises_change_no_id(first, last, rendered, tmp_path, monkeypatch):
+    files = [file(tmp_path, [row], f"{i}.jsonl") for i, row in enumerate([*first, last])]
     whole = encoded(files, None, Encoder(byte_level()))
     monkeypatch.setattr(dataset, "AT_ONCE", 2)
     monkeypatch.setattr("prefopt.data.encode.AT_ONCE", 2)
     monkeypatch.setattr(cache, "_code", lambda: ["another"])
     equal(encoded(files, None, Encoder(byte_level())), whole)
-    rendered = "rendered" in name and name != "only the last is rendered" and "not" not in name
     assert any("already rendered" in note for note in whole.notes) == rendered
 
 

@@ -2,12 +2,17 @@
 
 import io
 import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from prefopt.cli import main
 from prefopt.data.check import by_kind, check, render, to_json
+from prefopt.data.dataset import encoded
+from prefopt.data.encode import Encoder
+from prefopt.progress import Unseen
 from tests.data.test_encode import CHATML, OPENED, THINKING, byte_level, metaspace
 
 GOOD = {"prompt": "what is 2 + 2?", "chosen": " It is 4.", "rejected": " It is five."}
@@ -50,6 +55,27 @@ def test_a_sound_file_is_counted_and_nothing_is_found(file):
     assert "prefs.jsonl: preference" in report.layouts[0] and "guessed" in report.layouts[0]
     assert list(report.sample.values()) == list(GOOD.values())
     assert "nothing odd found" in screen(report)
+
+
+def test_all_of_the_data_is_told_of_in_each_pass(file):
+    passes = {}
+
+    class Watched(Unseen):
+        @contextmanager
+        def pass_(self, name, total, unit=""):
+            passes[name, unit] = [total, 0.0]
+
+            def advance(more):
+                passes[name, unit][1] += more
+
+            yield advance
+
+    data = file(*[{**GOOD, "prompt": f"{i} {'x' * 999}"} for i in range(2000)])
+    check([data], show=Watched())
+    encoded([data], None, Encoder(byte_level()), Watched())
+    megabytes = Path(data).stat().st_size / 1e6
+    assert set(passes) == {("reading", " MB"), ("encoding", " MB")}
+    assert all(told == pytest.approx([megabytes] * 2) for told in passes.values())
 
 
 def test_what_is_odd_in_the_rows_is_named_by_line(file):

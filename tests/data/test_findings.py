@@ -90,6 +90,12 @@ def test_a_repeated_example_contradicts_nothing_again_and_later_ones_are_named_a
     ]
 
 
+def test_a_row_that_is_read_twice_is_not_called_the_same_as_itself():
+    assert found(*[pair("p", "a", "b", source="x")] * 2) == [
+        ("duplicate", "read twice: two of the data named hold it", False)
+    ]
+
+
 def test_unpaired_answers_that_are_both_good_and_bad():
     good, bad = Example("p", (Response("a", 1.0),), "x"), Example("p", (Response("a", 0.0),), "y")
     assert found(good, bad) == [("contradiction", "x prefers the other side", False)]

@@ -259,6 +259,18 @@ def test_what_the_hub_gives_is_read_from_the_cache_of_datasets(tmp_path, monkeyp
     assert fingerprint("owner/name") != before[0]
 
 
+@pytest.mark.usefixtures("forgetful")
+def test_splits_of_the_hub_may_have_different_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    write(tmp_path / "owner" / "name" / "train.jsonl", ROWS)
+    write(tmp_path / "owner" / "name" / "test.jsonl", [{**row, "more": 1} for row in ROWS])
+    monkeypatch.setattr("prefopt.data.read.find_files", lambda spec: None)
+    assert fields("owner/name") == ROWS and fields("owner/name:test")[0] == {**ROWS[0], "more": 1}
+    assert fingerprint("owner/name") != fingerprint("owner/name:test")
+
+
 def test_bytes_are_told_as_they_are_read(tmp_path):
     rows = [{"n": i, "text": "x" * 1000} for i in range(3000)]
     plain = tmp_path / "a.jsonl"
@@ -269,6 +281,13 @@ def test_bytes_are_told_as_they_are_read(tmp_path):
         told = []
         assert sum(1 for _ in read_rows(str(file), told.append)) == 3000
         assert sum(told) == size(str(file)) == file.stat().st_size
+    table = write(tmp_path / "c.parquet", rows)
+    around = tmp_path / "d.json"
+    around.write_text(json.dumps({"rows": rows}))
+    for file in (table, around):  # which are not read from beginning to end, but in part twice
+        told = []
+        assert sum(1 for _ in read_rows(str(file), told.append)) == 3000
+        assert 0.9 * size(str(file)) < sum(told) <= size(str(file))
     read = read_rows(str(plain), told.append)
     told.clear()
     next(read)

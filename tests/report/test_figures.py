@@ -45,6 +45,13 @@ def test_the_label_is_said_to_those_who_do_not_see():
     assert 'role="img" aria-label="a &lt; b"' in figures.over_steps([Curve([0, 1], [0, 1], "ink")], "a < b")
 
 
+def test_a_figure_that_stands_alone_has_colours_for_viewers_that_know_no_variables():
+    alone = figures.standalone(figures.over_steps([Curve([1, 2], [0.5, 0.6], "chosen")], "a line"))
+    drawn = alone.partition("</style>")[2]
+    assert "stroke: #14807a; stroke: var(--chosen)" in drawn
+    assert len(re.findall(r"var\(", drawn)) == len(re.findall(r"([\w-]+): #\w+; \1: var\(", drawn))
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=2000))
 @settings(max_examples=50, deadline=None)
 def test_thinning_keeps_the_end_and_stays_within_bounds(values):

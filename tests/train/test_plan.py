@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data import plan
+from prefopt.data.shelf import Chosen, each
 from prefopt.errors import UserError
 from prefopt.types import Encoded
 
@@ -40,6 +41,18 @@ datasets = st.lists(examples, max_size=30)
 
 
 # --- units ---------------------------------------------------------------------------------------
+
+
+@given(datasets, st.sampled_from(["pair", "ranking", "response", "demonstration"]), st.randoms())
+def test_what_is_told_of_all_units_is_what_each_has(data, unit, random):
+    try:
+        units = plan.units(data, unit)
+    except UserError:
+        return
+    some = Chosen(units, np.array(random.sample(range(len(units)), len(units) // 2), int))
+    for fact in ("key", "prompt_key", "scores", "source", "lengths"):
+        for told in (units, some):
+            assert each(told, fact) == [getattr(made, fact) for made in told]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.train import loop
+from prefopt.train import checkpoint, loop
 from tests.train import tiny
 
 LONG = dict(max_steps=8, save_every=3, eval_every=2, eval_fraction=0.25)
@@ -112,6 +112,29 @@ def test_resuming_a_finished_run_is_harmless(given, whole, tmp_path):
     assert tiny.cli("train", given.model, given.pairs, out, **LONG, resume=True) == 0
     assert_the_same(out, whole)
     assert tiny.steps_saved(out) == tiny.steps_saved(whole)
+
+
+def test_the_time_before_a_stop_counts(given, tmp_path, monkeypatch):
+    take = loop.train_step
+
+    def told(state, *rest):
+        signal.raise_signal(signal.SIGTERM)
+        return take(state, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", told)
+        assert tiny.cli("train", given.model, given.pairs, tmp_path / "run") == 75
+    load = checkpoint.load_newest
+
+    def long_ago(folder):
+        found = load(folder)
+        assert 0 < found.state["seconds"] < 1000
+        found.state["seconds"] += 1000
+        return found
+
+    monkeypatch.setattr(checkpoint, "load_newest", long_ago)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", resume=True) == 0
+    assert 1000 < json.loads((tmp_path / "run" / "results.json").read_text())["seconds"] < 2000
 
 
 def test_a_folder_may_be_moved(given, whole, halfway, tmp_path):

@@ -157,6 +157,10 @@ def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     parameters = sum(w.numel() for w in tiny.weights_of(given.model).values())
     assert "24 examples to train on" in said and "6 of 8 examples (2 epochs)" in said and "dpo" in said
+    assert (
+        tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings | dict(max_steps=3), dry_run=True) == 0
+    )
+    assert "3 of 8 examples (1 epochs)" in capsys.readouterr().out
     assert f"{parameters / 1000:.0f}" in said and str(tmp_path / "run") in said
 
 
