@@ -105,7 +105,9 @@ def _rows(examples: Sequence[Encoded], policy: list, reference: list | None, bet
 
 
 def _check_writable(out: Path | None) -> None:
-    """UserError before anything is computed that could not be written then; what is there stays."""
+    """UserError before anything is computed that could not be written then, or would be written over something."""
+    if out and out.exists() and out.stat().st_size:
+        raise UserError(f"--out {out} exists: choose another file, or remove it")
     try:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ def run(config: Report) -> int:
     """``prefopt report``: writes ``config.out`` and prints where it is."""
     if config.out.is_dir():
         raise UserError(f"--out {config.out} is a folder: name the file to write, such as {config.out / 'report.html'}")
+    if config.out.is_file() and not config.out.read_bytes().lower().lstrip().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"--out {config.out} exists and is no page: choose another file")
     try:
         write(config.runs, config.out)
     except OSError as error:

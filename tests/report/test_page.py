@@ -71,6 +71,15 @@ def test_a_run_without_any_line_yet(quick, tmp_path):
     assert "as of step 0" in page(tmp_path, run).text
 
 
+def test_a_report_is_written_over_a_report_only(quick, tmp_path, capsys):
+    run, data = made.run(tmp_path / "run"), tmp_path / "prefs.jsonl"
+    data.write_text("{}")
+    assert main(["report", str(run), "--out", str(data)]) == 2
+    assert "exists and is no page" in capsys.readouterr().err and data.read_text() == "{}"
+    for _ in range(2):
+        assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+
+
 def test_ppo_is_told_by_its_reward_and_not_by_its_loss(tmp_path):
     run = tmp_path / "ppo"
     run.mkdir()

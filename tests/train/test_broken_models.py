@@ -70,3 +70,11 @@ def test_a_start_that_failed_is_in_nobodys_way(given, broken, tmp_path):
     (broken / "model.safetensors").write_bytes(weights)
     assert tiny.cli("train", str(broken), given.pairs, tmp_path / "run") == 0
     assert tiny.cli("train", str(broken), given.pairs, tmp_path / "run") == 2, "now it holds a run"
+
+
+def test_score_writes_over_no_file(given, tmp_path, capsys):
+    data = Path(shutil.copy(given.pairs, tmp_path / "pairs.jsonl"))
+    before = data.read_bytes()
+    assert main(["score", "--policy", given.model, "--data", str(data), "--out", str(data)]) == 2
+    assert capsys.readouterr().err.endswith(f"--out {data} exists: choose another file, or remove it\n")
+    assert data.read_bytes() == before
