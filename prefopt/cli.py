@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prefopt: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1 if isinstance(error, RunFailed) else 75
     except KeyboardInterrupt:
-        print("prefopt: interrupted; what was written before is kept", file=sys.stderr)
+        print("prefopt: interrupted; finished files are kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read our output, such as `head`, has seen enough; Python must not flush into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,7 +93,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     """
     flags = {flag.key: flag for flag in command.flags()}
     given: dict[str, Any] = {}
-    left = list(words)
+    left, flag = list(words), "data"
     while left:
         word = left.pop(0)
         if word == "--" and command.rest:  # whatever follows is no flag, even if it begins like one
@@ -105,7 +105,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
         elif command.rest:
             key, equals, value = command.rest, "=", word
         else:
-            raise UserError(f"unexpected {word!r}: a value follows its flag, as in --data {word}")
+            raise UserError(f"unexpected {word!r}: a value follows its flag, as in --{flag.replace('_', '-')} {word}")
         switch = key in flags and flags[key].kind is bool
         if not equals:
             follows = bool(left) and not left[0].startswith("--")
@@ -114,6 +114,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
             value = left.pop(0) if follows and not switch else "true"
         if switch and value not in ("true", "false"):
             raise UserError(f"{name} must be true or false, not {value!r}")
+        flag = key if key in flags and flags[key].repeatable else "data"  # that a word too many may be meant for
         if key in flags and flags[key].repeatable:
             given.setdefault(key, []).append(value)
         elif key in given:

@@ -227,7 +227,7 @@ def test_a_typo_in_the_file_names_its_line(fake: Fake, tmp_path: Path, capsys: p
         (UserError("prefs.jsonl:3: broken"), 2, "prefopt: prefs.jsonl:3: broken\n"),
         (RunFailed("the disk is full"), 1, "prefopt: the disk is full\n"),
         (Stopped("saved; continue with --resume"), 75, "prefopt: saved; continue with --resume\n"),
-        (KeyboardInterrupt(), 130, "prefopt: interrupted; what was written before is kept\n"),
+        (KeyboardInterrupt(), 130, "prefopt: interrupted; finished files are kept\n"),
     ],
 )
 def test_exit_codes(error: BaseException, code: int, said: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +260,7 @@ def test_sigterm_where_nothing_is_to_be_saved(fake: Fake, capsys: pytest.Capture
     fake.does = lambda: signal.raise_signal(signal.SIGTERM)
     before = signal.getsignal(signal.SIGTERM)
     assert main(TRAIN) == 130
-    assert capsys.readouterr().err == "prefopt: interrupted; what was written before is kept\n"
+    assert capsys.readouterr().err == "prefopt: interrupted; finished files are kept\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -277,3 +277,10 @@ def test_threads_give_way_to_other_processes_unless_told_otherwise(given, found)
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=clean | given
     )
     assert done.stdout.splitlines()[-1] == f"{found} False", done.stderr
+
+
+def test_a_value_too_many_is_shown_with_the_flag_that_it_follows(capsys):
+    assert main(["train", "--data", "a", "--eval-data", "b", "c"]) == 2
+    assert "as in --eval-data c" in capsys.readouterr().err
+    assert main(["train", "c"]) == 2
+    assert "as in --data c" in capsys.readouterr().err

@@ -50,6 +50,8 @@ def units(examples: Sequence[Encoded], unit: Unit) -> Units:
         other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
         if unit == "demonstration":
             have, other = "responses labelled undesirable", "kto"
+        if unit == "response" and have == "single responses":
+            have, other = "single responses without a label", "sft"
         raise UserError(
             f"this loss needs {_NEEDS[unit]}, and the data hold {have} only, which are for prefopt train --loss {other}"
         )

@@ -122,6 +122,8 @@ def from_folder(from_pretrained: Any, name: str, what: str, **options: Any) -> A
     local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir()  # else owner/name
     if local and not path.is_dir():
         raise UserError(f"{name}: no such folder, so no {what} to load")
+    if local and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+        raise UserError(f"{name} is the folder of a run, so no {what} to load: did you mean {path / 'model'}?")
     try:
         with quiet():
             return from_pretrained(str(path) if local else name, **options)

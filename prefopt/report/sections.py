@@ -42,7 +42,8 @@ def outcome(runs: Sequence[Run]) -> Markup | None:
     note = ""
     if any("95 %" in row[0] for row in rows):
         note = "Intervals are bootstraps over prompts, since pairs that share a prompt are not independent."
-    if len({str(run.results.get("data", {}).get("fingerprint", run.name)) for run in runs}) > 1:
+    data = {(run.results.get("unit"), str(run.results.get("data", {}).get("fingerprint", run.name))) for run in runs}
+    if len(data) > len({unit for unit, _ in data}):  # a fingerprint is of units: those of DPO and KTO differ anyway
         note += " These runs did not have the same data, so their figures do not compare directly."
     title = "Before and after" if len(runs) == 1 else "The runs side by side"
     colours = [role(i) for i in range(len(runs))] if len(runs) > 1 else []

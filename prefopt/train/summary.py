@@ -70,6 +70,7 @@ class Run:
     held_out_seen: int = 0
     held_out_trained_on: int = 0
     unit: str = "pair"
+    loss: str = ""
 
     @property
     def judged(self) -> tuple[str, Figures, Figures]:
@@ -100,6 +101,7 @@ def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) 
         held_out_seen=int(results.get("held_out_seen", 0)),
         held_out_trained_on=int(results.get("data", {}).get("held out and trained on", 0)),
         unit=results.get("unit", "pair"),
+        loss=str(results.get("loss", "")),
     )
     warnings = [text for warning in WARNINGS if (text := warning(run))]
     return Summary(_changes(run), warnings)
@@ -215,9 +217,20 @@ def chosen_fell(run: Run) -> str | None:
         return (
             f"Chosen responses became less likely: log-probability {before['logps/chosen']:.1f} → "
             f"{after['logps/chosen']:.1f} nats on {name} data, so that probability went to other answers; "
-            "add --nll-weight 0.1, raise --beta or lower --learning-rate."
+            f"{_against_displacement(run)}."
         )
     return None
+
+
+def _against_displacement(run: Run) -> str:
+    """Of what may be set for this loss, by its unit and its repr; all of it where that is not known."""
+    ways = (
+        [f"{'raise --nll-weight' if 'nll_weight=' in run.loss else 'add --nll-weight 0.1'}"]
+        if run.unit == "pair"
+        else []
+    )
+    ways += ["raise --beta"] if "beta=" in run.loss or not run.loss else []
+    return " or ".join(", ".join([*ways, "lower --learning-rate"]).rsplit(", ", 1))
 
 
 def margins_saturated(run: Run) -> str | None:

@@ -436,3 +436,9 @@ def test_any_row_gives_an_example_or_a_finding(name, data):
     assert isinstance(read(name, row), Example | Finding)
     with contextlib.suppress(UserError):
         detect(rows(row), "a.jsonl")
+
+
+def test_of_many_columns_some_are_named():
+    with pytest.raises(UserError) as caught:
+        detect([Row({f"column {i}": 1 for i in range(50_000)}, "a.json:1")], "a.json")
+    assert "and 49,980 more" in str(caught.value) and len(str(caught.value)) < 3000

@@ -71,6 +71,15 @@ def test_a_run_without_any_line_yet(quick, tmp_path):
     assert "as of step 0" in page(tmp_path, run).text
 
 
+def test_units_of_different_losses_are_not_different_data(quick, tmp_path):
+    runs = [
+        made.run(tmp_path / name, unit=unit, data={"fingerprint": unit + data})
+        for name, unit, data in (("a", "pair", "1"), ("b", "response", "1"), ("c", "pair", "2"))
+    ]
+    said = "did not have the same data"
+    assert said not in page(tmp_path, *runs[:2]).text and said in page(tmp_path, *runs).text
+
+
 def test_a_report_is_written_over_a_report_only(quick, tmp_path, capsys):
     run, data = made.run(tmp_path / "run"), tmp_path / "prefs.jsonl"
     data.write_text("{}")

@@ -72,6 +72,13 @@ def test_a_start_that_failed_is_in_nobodys_way(given, broken, tmp_path):
     assert tiny.cli("train", str(broken), given.pairs, tmp_path / "run") == 2, "now it holds a run"
 
 
+def test_the_folder_of_a_run_is_no_model_but_has_one(given, tmp_path, capsys):
+    shutil.copytree(given.model, tmp_path / "run" / "model")
+    run = str(tmp_path / "run")
+    assert main(["score", "--policy", run, "--data", given.pairs]) == 2
+    assert capsys.readouterr().err.endswith(f"did you mean {run}/model?\n")
+
+
 def test_score_writes_over_no_file(given, tmp_path, capsys):
     data = Path(shutil.copy(given.pairs, tmp_path / "pairs.jsonl"))
     before = data.read_bytes()

@@ -200,3 +200,18 @@ def test_rankings_are_called_rankings_and_a_reward_model_is_told_of_no_loss():
     assert "on 400 rankings" in summary.lines[0]
     assert ["rankings", "–", "400"] in table_rows({"training": split, "unit": "ranking"})[1]
     assert "Rewards follow length" in " ".join(summary.warnings) and "--loss" not in " ".join(summary.warnings)
+
+
+@pytest.mark.parametrize(
+    ("loss", "unit", "advice"),
+    [
+        ("DPO(beta=0.1)", "pair", "add --nll-weight 0.1, raise --beta or lower --learning-rate"),
+        ("WithNLL(loss=DPO(beta=0.1), nll_weight=0.1)", "pair", "raise --nll-weight, raise --beta or lower --learning"),
+        ("IPO(tau=0.02)", "pair", "add --nll-weight 0.1 or lower --learning-rate"),
+        ("KTO(beta=0.1)", "response", "other answers; raise --beta or lower --learning-rate"),
+    ],
+)
+def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
+    split = {"before": {"logps/chosen": -50.0}, "after": {"logps/chosen": -90.0}}
+    results = {"training": split, "held_out": None, "loss": loss, "unit": unit}
+    assert any(advice in text for text in summarize([], results).warnings)

@@ -149,10 +149,15 @@ def detect(rows: Sequence[Row], name: str) -> Layout:
     return best[0]
 
 
+SHOWN = 20
+"""columns that are named where none fits"""
+
+
 def _no_layout(rows: Sequence[Row]) -> str:
     """What the columns are, and what they might have been meant to be."""
     columns = {column: value for row in reversed(rows) for column, value in row.fields.items()}
-    found = ", ".join(f'"{column}" ({type_of(value)})' for column, value in columns.items())
+    found = ", ".join(f'"{column[:40]}" ({type_of(value)})' for column, value in [*columns.items()][:SHOWN])
+    found += f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
     parts = [f"no layout fits its columns {found}"]
     if meant := _renamed(columns):
         parts.append('column "{}": did you mean "{}"? Then rename it'.format(*meant))
