@@ -224,11 +224,8 @@ def chosen_fell(run: Run) -> str | None:
 
 def _against_displacement(run: Run) -> str:
     """Of what may be set for this loss, by its unit and its repr; all of it where that is not known."""
-    ways = (
-        [f"{'raise --nll-weight' if 'nll_weight=' in run.loss else 'add --nll-weight 0.1'}"]
-        if run.unit == "pair"
-        else []
-    )
+    imitate = "raise --nll-weight" if "nll_weight=" in run.loss else "add --nll-weight 0.1"
+    ways = [imitate] if run.unit == "pair" else []
     ways += ["raise --beta"] if "beta=" in run.loss or not run.loss else []
     return " or ".join(", ".join([*ways, "lower --learning-rate"]).rsplit(", ", 1))
 
