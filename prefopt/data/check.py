@@ -21,11 +21,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.data.dataset import MB, Usable
+from prefopt.data.dataset import Usable, megabytes
 from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Part, TrainOn, fit
-from prefopt.data.findings import Said, inspected
-from prefopt.data.mix import Source, open_sources, read_all
-from prefopt.data.read import size
+from prefopt.data.mix import Source, open_sources
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.terminal import printable
@@ -83,12 +81,12 @@ def check(
     """
     sources = open_sources(specs, format)
     encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
-    seen, bytes_of_all = Seen(), sum(size(source.name) for source in sources)
-    with show.pass_("reading", bytes_of_all / MB, " MB") as advance:
-        usable = seen.usable(sources, advance)
+    with show.pass_("reading", megabytes(sources), " MB") as advance:
+        seen = Seen(sources, advance)
+        usable = iter(seen)
         survey = encoder.survey(usable) if encoder else None
         deque(usable, maxlen=0)  # what is left of them: all, where nothing was surveyed
-    report = Report(seen.counts(), [], _written(seen.first), [*seen.unread, *seen.odd, *seen.said.findings()])
+    report = Report(seen.counts(), [], _written(seen.first), [*seen.unread, *seen.odd])
     for source in sources:
         how = "guessed" if source.guessed else "as told"
         report.layouts.append(f"{source.name}: {source.layout.name}, {source.layout.about} ({how})")
@@ -96,39 +94,30 @@ def check(
             report.notes.append(f"{source.name}: these columns are not read: {', '.join(source.unread)}")
     if encoder and survey and report.counts["usable"]:
         report.notes += encoder.prepare(survey)
-        with show.pass_("encoding", bytes_of_all / MB, " MB") as advance:
+        with show.pass_("encoding", megabytes(sources), " MB") as advance:
             _tokens(report, encoder, encoder.parts(Usable(sources, advance), survey))
     return report
 
 
-class Seen:
-    """What there is to say of examples without a tokenizer, as they stream by."""
+class Seen(Usable):
+    """Counts what there is without a tokenizer as the examples stream by."""
 
-    def __init__(self) -> None:
-        self.first: Example
-        self.unread: list[Finding] = []
-        self.odd: list[Finding] = []
-        self.said = Said()
+    first: Example
+
+    def __init__(self, sources: Sequence[Source], advance: Advance):
+        super().__init__(sources, advance)
         self._counts = Counter(examples=0, pairs=0, responses=0)
         self._prompts = array("Q")
-        self._usable = 0
 
-    def usable(self, sources: Sequence[Source], advance: Advance) -> Iterator[Example]:
-        """Those that can be used; all are counted."""
-        read = read_all(sources, self.unread, lambda more: advance(more / MB))
-        for example, findings in inspected(read, self.said):
-            if not self._prompts:
-                self.first = example
-            self._counts.update(examples=1, pairs=_pairs(example), responses=len(example.responses))
-            self._prompts.append(xxhash.xxh3_64_intdigest(json.dumps(example.prompt).encode()))
-            self.odd += findings
-            if not any(finding.drops for finding in findings):
-                self._usable += 1
-                yield example
+    def met(self, example: Example) -> None:
+        if not self._prompts:
+            self.first = example
+        self._counts.update(examples=1, pairs=_pairs(example), responses=len(example.responses))
+        self._prompts.append(xxhash.xxh3_64_intdigest(json.dumps(example.prompt).encode()))
 
     def counts(self) -> dict[str, int]:
-        rows = self._counts["examples"] + len(self.unread)
-        return {"rows": rows, **self._counts, "prompts": len(np.unique(self._prompts)), "usable": self._usable}
+        prompts = len(np.unique(self._prompts))
+        return {"rows": self.rows, **self._counts, "prompts": prompts, "usable": sum(self.of_each)}
 
 
 def _pairs(example: Example) -> int:

@@ -60,7 +60,7 @@ def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedDat
     key = cache.key(encoder.tokenizer, encoder.template, options, content)
 
     def fill(writer: Writer, survey: Survey) -> EncodedData:
-        with show.pass_("encoding", sum(size(source.name) for source in sources) / MB, " MB") as advance:
+        with show.pass_("encoding", megabytes(sources), " MB") as advance:
             data = encoder.encode(usable := Usable(sources, advance), writer, survey)
         if contents(sources) != content:
             raise UserError(CHANGED)
@@ -79,6 +79,11 @@ def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedDat
         return new(encoder.survey(Usable(sources)))
 
 
+def megabytes(sources: Sequence[Source]) -> float:
+    """Of all that is read."""
+    return sum(size(source.name) for source in sources) / MB
+
+
 def contents(sources: Sequence[Source]) -> list[tuple[str, str]]:
     """What each one's examples follow from."""
     return [(source.layout.name, fingerprint(source.name)) for source in sources]
@@ -95,12 +100,16 @@ class Usable:
         """how many of each source"""
         self.rows = 0
 
+    def met(self, example: Example) -> None:
+        """Told of each example, usable or not."""
+
     def __iter__(self) -> Iterator[Example]:
         said = Said()
         for number, source in enumerate(self.sources):
             for example, findings in inspected(read_all([source], self.unread, self._read), said):
                 self.rows += 1
                 self.odd += findings
+                self.met(example)
                 if not any(finding.drops for finding in findings):
                     self.of_each[number] += 1
                     yield example

@@ -128,4 +128,4 @@ def account(findings: Sequence[Finding]) -> list[str]:
 def _strict(findings: Sequence[Finding]) -> str:
     first = findings[0]
     more = f", and {len(findings) - 1} more findings" if len(findings) > 1 else ""
-    return f"{first.source}: {first.message}{more}; --strict refuses such data (prefopt check lists all of them)"
+    return f"{first.source}: {first.message}{more}; --strict refuses such data (prefopt check --json lists all of them)"
