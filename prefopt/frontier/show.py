@@ -130,7 +130,7 @@ def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]])
         axes = figure.add_subplot()
         if curve:
             axes.plot(
-                *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the best that is possible"
+                *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the most that is possible"
             )
             axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"])
         for number, place in enumerate(places):

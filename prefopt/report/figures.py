@@ -202,7 +202,7 @@ def frontier(
     size: tuple[float, float],
     names: Mapping[str, str] | None = None,
 ) -> Markup:
-    """``curve``: (KL, reward) of the best that is possible; ``paths``: points in the order that a run came by them.
+    """``curve``: (KL, reward) of the most that is possible; ``paths``: points in the order that a run came by them.
 
     ``names``: what each role is called, for a picture that stands alone.
     """
@@ -210,7 +210,7 @@ def frontier(
     def draw(axes: Axes) -> None:
         if curve:
             x, y = zip(*curve, strict=True)
-            best = "the best that is possible" if names else None
+            best = "the most that is possible" if names else None
             axes.plot(x, y, color=COLOUR["reference"], linewidth=2, label=best)
         for points in paths:
             kl, reward, colour = [p.kl for p in points], [p.reward for p in points], COLOUR[points[-1].role]
