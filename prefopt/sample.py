@@ -29,7 +29,7 @@ from prefopt.data.formats.conversation import turns
 from prefopt.data.formats.layout import Layout
 from prefopt.data.mix import open_source
 from prefopt.data.read import read_rows
-from prefopt.errors import RunFailed, UserError
+from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.generate import Prompt, Realign, TransformersGenerator
 from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.rl.rewards import Reward, load_reward
@@ -60,18 +60,14 @@ def run(config: Sample) -> int:
         _cut(config.out, done * config.n)
         if begun:
             display.note(f"{config.out}: {done:,} of {len(asked):,} prompts are answered already")
-        with display.pass_("prompts", len(asked)) as advance, _appending(config.out) as file:
-            advance(done)
+        with display.pass_("prompts", len(asked) - done) as advance, _appending(config.out) as file:
             for start in range(done, len(asked), size):
                 group = asked[start : start + size]
-                rows = answer(group, draw, config.n, start, config.best_of, reward)
-                try:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                    file.flush()
-                except OSError as error:
-                    raise RunFailed(
-                        f"{config.out}: cannot be written ({error.strerror}); --resume continues"
-                    ) from error
+                file.writelines(
+                    json.dumps(row, ensure_ascii=False) + "\n"
+                    for row in answer(group, draw, config.n, start, config.best_of, reward)
+                )
+                file.flush()
                 advance(len(group))
         display.note(f"{len(asked) * config.n:,} responses to {len(asked):,} prompts in {config.out}")
     return 0
@@ -82,6 +78,10 @@ def _appending(file: Path) -> Iterator[IO[str]]:
     opened = open(file, "a", encoding="utf-8")  # noqa: SIM115
     try:
         yield opened
+    except OSError as error:
+        raise RunFailed(f"{file}: cannot be written ({error.strerror}); --resume continues") from error
+    except KeyboardInterrupt:
+        raise Stopped("stopped; what was answered is kept: continue with the same command and --resume") from None
     finally:
         with suppress(OSError):  # every write was flushed, and one that failed has been told of
             opened.close()

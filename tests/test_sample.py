@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from prefopt import sample as module
 from prefopt.cli import main
 from prefopt.data.encode import Encoder
 from prefopt.data.mix import load
@@ -148,6 +150,26 @@ def test_a_stopped_file_is_continued_to_the_same_bytes(given, tmp_path):
         part.write_text("".join([*lines[:kept], *(line[:9] for line in lines[kept : kept + 1])]), encoding="utf-8")
         assert sample(data, part, **settings, resume=True) == 0
         assert part.read_bytes() == whole.read_bytes()
+
+
+def test_stopped_says_how_to_go_on(given, tmp_path, monkeypatch, capsys):
+    model, _, data = given
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert sample(data, whole, model=model, batch_size=1) == 0
+    answer = module.answer
+
+    def stopped(asked, draw, n, first, *rest):
+        if first:
+            signal.raise_signal(signal.SIGTERM)
+        return answer(asked, draw, n, first, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "answer", stopped)
+        assert sample(data, out, model=model, batch_size=1) == 75
+    assert "what was answered is kept: continue with the same command and --resume" in capsys.readouterr().err
+    assert len(rows(out)) == 4
+    assert sample(data, out, model=model, batch_size=1, resume=True) == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_an_output_of_other_settings_is_refused(given, tmp_path, capsys):

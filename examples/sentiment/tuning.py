@@ -23,9 +23,9 @@ from prefopt.frontier import estimate
 from prefopt.frontier.estimate import Sampling
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
+from prefopt.model.scoring import scored
 from prefopt.rl import run as rl
 from prefopt.rl.rewards import load_reward
-from prefopt.score import scored
 from prefopt.train import run as training
 from prefopt.train.checkpoint import Checkpoint
 

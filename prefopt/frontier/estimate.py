@@ -21,8 +21,8 @@ from prefopt.errors import UserError
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
+from prefopt.model.scoring import scored
 from prefopt.rl.rewards import Reward
-from prefopt.score import scored
 from prefopt.statistics import Interval, clustered_bootstrap
 from prefopt.types import Encoded
 

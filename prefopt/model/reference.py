@@ -117,7 +117,7 @@ class ReferenceStore:
         for _, total, length in rows:
             if not math.isfinite(total):
                 raise RunFailed(
-                    f"the reference's log-probability of a response of {length} tokens is {total}: check the model"
+                    f"the log-probability of a response of {length} tokens is {total}: check the model"
                     f" and its dtype ({self.scope.dtype})"
                 )
         self._run(lambda connection: self._write(connection, rows))

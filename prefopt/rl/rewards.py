@@ -37,7 +37,7 @@ from prefopt.model.load import (
     pick_dtype,
     whole,
 )
-from prefopt.score import scored
+from prefopt.model.scoring import scored
 from prefopt.types import Encoded, Example, Message, Response
 
 Pair = tuple[Prompt, str]

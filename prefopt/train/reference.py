@@ -9,26 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
-from typing import TypeVar
+from itertools import chain
 
 import torch
 
 from prefopt import config as settings
 from prefopt.data import plan
-from prefopt.model.figures import Figures
-from prefopt.model.fingerprint import model_fingerprint
-from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
-from prefopt.model.reference import ReferenceStore, Row, Scope, check_step_zero, default_path, fill, response_keys
-from prefopt.progress import Advance
+from prefopt.model.reference import check_step_zero
+from prefopt.model.scoring import known, scope_of
 from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.loop import evaluation_batches
 from prefopt.train.objective import Objective
 from prefopt.types import Encoded
-
-T = TypeVar("T")
 
 
 def reference_sums(job: Job, objective: Objective, display: Display) -> Objective:
@@ -38,44 +32,9 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     reference = objective.lm
     if name is not None and not _same_model(name, config.model):
         reference = load_model(name, config.dtype, config.device, job.data.longest)
-    scope = Scope(model_fingerprint(reference.module), "", str(reference.dtype).removeprefix("torch."))
-    with ReferenceStore(default_path(), scope) as store:
-        figures = Figures(key for example in _asked(job, objective) for key in response_keys(example))
-        for keys in _at_once(figures.missing()):
-            figures.put(store.get(keys))
-        missing = sum(1 for _ in figures.missing())
-        if missing:
-            with display.pass_("reference log-probs", missing) as advance:
-                for some in _at_once(_asked(job, objective)):
-                    _score(reference, some, objective.tokens_without_gradient, figures, store, advance)
+    scope, budget = scope_of(reference), objective.tokens_without_gradient
+    figures = known(reference, scope, lambda: _asked(job, objective), budget, display, "reference log-probs")
     return replace(objective, reference=figures, reference_is=scope.model)
-
-
-def _score(
-    reference: LanguageModel,
-    examples: list[Encoded],
-    budget: int,
-    figures: Figures,
-    store: ReferenceStore,
-    advance: Advance,
-) -> None:
-    """What ``figures`` and the store lack of these examples."""
-    each = [(key, (example, r)) for example in examples for r, key in enumerate(response_keys(example))]
-    wanted = {key: response for key, response in each if key not in figures}
-
-    def scorer(missing: list[str]) -> Iterator[Row]:
-        for group in reference.microbatches(_together([wanted[key] for key in missing]), budget):
-            rows = _rows(reference, group)
-            yield from rows
-            advance(len(rows))
-
-    figures.put(fill(store, scorer, wanted))
-
-
-def _at_once(things: Iterator[T]) -> Iterator[list[T]]:
-    """A few thousand at a time: packing has something to choose from, and not all are in memory."""
-    while some := list(islice(things, 4096)):
-        yield some
 
 
 def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
@@ -94,28 +53,6 @@ def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
             yield from plan.mismatched(together, job.data.longest)
         for batch in chain(evaluation_batches(job.data.held_out), evaluation_batches(job.sample)):
             yield from plan.mismatched(batch, job.data.longest)
-
-
-def _together(responses: list[tuple[Encoded, int]]) -> list[Encoded]:
-    """Responses of one example as one again, so that they share its prompt."""
-    of: dict[int, tuple[Encoded, list[int]]] = {}
-    for example, r in responses:
-        of.setdefault(id(example), (example, []))[1].append(r)
-    return [
-        replace(
-            example,
-            responses=tuple(example.responses[r] for r in chosen),
-            scored=tuple(example.scored[r] for r in chosen),
-            scores=tuple(example.scores[r] for r in chosen),
-        )
-        for example, chosen in of.values()
-    ]
-
-
-def _rows(lm: LanguageModel, group: list[Encoded]) -> list[Row]:
-    keys = [key for example in group for key in response_keys(example)]
-    logps = lm.score(lm.pack(group))
-    return list(zip(keys, logps.sum.tolist(), map(int, logps.length.tolist()), strict=True))
 
 
 def verify_step_zero(job: Job, objective: Objective) -> None:

@@ -73,7 +73,10 @@ def execute(
     results what it finds of it in the end.
     """
     with alone(job.out):
-        return _execute(job, make or _objective, examine)
+        try:
+            return _execute(job, make or _objective, examine)
+        except KeyboardInterrupt:  # before the first step or after the last: between them the loop answers to signals
+            raise Stopped("stopped; what was computed is kept: continue with the same command and --resume") from None
 
 
 def _execute(job: Job, make: Callable[..., Any], examine: Callable[..., dict[str, Any]]) -> dict[str, Any]:

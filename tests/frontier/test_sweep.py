@@ -23,7 +23,8 @@ from prefopt.config import Setting
 from prefopt.errors import RunFailed, UserError
 from prefopt.frontier import show, sweep
 from prefopt.losses import DPO, options_of
-from prefopt.train import reference, run
+from prefopt.model import scoring
+from prefopt.train import run
 from tests.train import tiny
 
 COMMON = {"model": Setting("base"), "data": Setting("prefs.jsonl"), "out": Setting("runs/s")}
@@ -192,7 +193,7 @@ def results(out: Path) -> dict[str, Any]:
 def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, capsys):
     """Three runs and the same figures as `prefopt train`; extended, the first three are not trained again."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    rows, trained = reference._rows, []
+    rows, trained = scoring._rows, []
     asked: list[str] = []
 
     def counting(lm: Any, group: Any) -> Any:
@@ -204,7 +205,7 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
         trained.append(job.out.name)
         return run.execute(job)
 
-    monkeypatch.setattr(reference, "_rows", counting)
+    monkeypatch.setattr(scoring, "_rows", counting)
     monkeypatch.setattr(sweep, "execute", executing)
     out = tmp_path / "s"
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2", reward=reward)) == 0
@@ -239,7 +240,7 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
     )
     monkeypatch.undo()
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reference, "_rows", counting)
+    monkeypatch.setattr(scoring, "_rows", counting)
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2,5", reward=reward, resume=True)) == 0
     assert [one["name"] for one in results(out)["runs"]][2] == "loss-dpo_beta-5" and len(asked) == count
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2", reward=reward, resume=True, batch_size=8)) == 2

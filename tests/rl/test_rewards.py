@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.model.load import load_model, load_tokenizer
+from prefopt.model.scoring import scored
 from prefopt.rl.rewards import Function, encode, load_reward
-from prefopt.score import scored
 from prefopt.types import Message
 from tests.train import tiny
 

@@ -12,6 +12,7 @@ import torch
 from prefopt import config
 from prefopt.data import plan
 from prefopt.losses import LOSSES, make_loss
+from prefopt.model import scoring
 from prefopt.train import loop, reference, run
 from prefopt.train.display import Display
 from prefopt.train.job import Job
@@ -65,11 +66,11 @@ def test_step_0_of_every_loss_passes(given, tmp_path, name):
 @pytest.mark.parametrize("name", ["dpo", "ipo", "kto", "plackett_luce"])
 def test_figures_of_another_model_stop_the_run(given, tmp_path, monkeypatch, capsys, name):
     """The store holds what is wrong, under the right key: step 0 finds it, and says what may be the cause."""
-    scored = reference._rows
+    scored = scoring._rows
     data = data_for(given, make_loss(name).unit)
     with monkeypatch.context() as patched:
         # From the responses' length, so that no difference of two cancels it.
-        patched.setattr(reference, "_rows", lambda *a: [(key, total - n, n) for key, total, n in scored(*a)])
+        patched.setattr(scoring, "_rows", lambda *a: [(key, total - n, n) for key, total, n in scored(*a)])
         assert tiny.cli("train", given.model, data, tmp_path / "a", loss=name) == 1
     assert tiny.cli("train", given.model, data, tmp_path / "b", loss=name) == 1
     last = capsys.readouterr().err.splitlines()[-1]

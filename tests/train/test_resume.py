@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.train import checkpoint, loop
+from prefopt.train import checkpoint, loop, run
 from tests.train import tiny
 
 LONG = dict(max_steps=8, save_every=3, eval_every=2, eval_fraction=0.25)
@@ -105,6 +105,19 @@ def test_stopped_says_how_to_go_on(given, tmp_path, monkeypatch, capsys):
     assert last == (
         "prefopt: stopped by SIGTERM at step 1 of 4; all is saved: continue with the same command and --resume"
     )
+
+
+@pytest.mark.parametrize("at", ["reference_sums", "verify_step_zero"])
+def test_stopped_before_the_first_step(given, whole, tmp_path, monkeypatch, capsys, at):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, at, interrupted)
+        assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **LONG) == 75
+    assert "what was computed is kept: continue with the same command and --resume" in capsys.readouterr().err
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **LONG, resume=True) == 0
+    assert_the_same(tmp_path / "run", whole)
 
 
 def test_resuming_a_finished_run_is_harmless(given, whole, tmp_path):

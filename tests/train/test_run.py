@@ -13,10 +13,10 @@ from prefopt import train as api
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.losses import DPO, LOSSES, make_loss
-from prefopt.model import language_model, load
+from prefopt.model import language_model, load, scoring
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
-from prefopt.train import reference
+from prefopt.train import reference, run
 from tests.train import tiny
 
 ALWAYS = {"step", "split", "loss", "grad_norm", "learning_rate"}
@@ -171,14 +171,14 @@ def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):
 def asked(tmp_path, monkeypatch):
     """How many responses the reference was asked about, run by run; with a store of its own."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    scored, counts = reference._rows, []
+    scored, counts = scoring._rows, []
 
     def counting(*arguments):
         rows = scored(*arguments)
         counts.append(len(rows))
         return rows
 
-    monkeypatch.setattr(reference, "_rows", counting)
+    monkeypatch.setattr(scoring, "_rows", counting)
 
     def run(*arguments, **settings) -> int:
         counts.clear()
@@ -225,8 +225,8 @@ def test_losses_without_a_reference_load_none_and_touch_no_store(given, tmp_path
     def never(*_, **__):
         raise AssertionError("no reference is wanted")
 
-    for name in ("ReferenceStore", "load_model", "reference_sums"):
-        monkeypatch.setattr(reference, name, never)
+    for module, name in ((scoring, "ReferenceStore"), (reference, "load_model"), (run, "reference_sums")):
+        monkeypatch.setattr(module, name, never)
     for loss in (name for name, made in LOSSES.items() if not made.needs_reference):
         assert tiny.cli("train", given.model, given.pairs, tmp_path / loss, loss=loss, max_steps=2) == 0
     assert not (tmp_path / "cache" / "reference.sqlite").exists()

@@ -1,0 +1,112 @@
+"""What a frozen model thinks of responses: computed, or found in the reference store where it was computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from prefopt.model.figures import Figures
+from prefopt.model.fingerprint import model_fingerprint
+from prefopt.model.footprint import OF_USE
+from prefopt.model.language_model import LanguageModel
+from prefopt.model.reference import ReferenceStore, Row, Scope, default_path, fill, response_keys
+from prefopt.progress import UNSEEN, Advance, Shown
+from prefopt.types import Encoded
+
+T = TypeVar("T")
+Logps = tuple[list[float], list[int]]
+"""of one example's responses: log π(y|x) in nats, and tokens"""
+SOME = 4096
+"""examples at a time: packing has something to choose from, progress is seen, and not all are in memory"""
+
+
+def scored(lm: LanguageModel, examples: Sequence[Encoded], budget: int | None = None) -> list[Logps]:
+    """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
+    found: list[Logps] = []
+    for some in _at_once(iter(examples)):
+        known = dict[int, Logps]()
+        for group in lm.microbatches(some, budget or OF_USE[lm.device.type]):
+            logps = lm.score(lm.pack(group))
+            ends = np.cumsum([len(example.responses) for example in group])[:-1]
+            sums = np.split(logps.sum.double().cpu().numpy(), ends)
+            lengths = np.split(logps.length.long().cpu().numpy(), ends)
+            for example, s, n in zip(group, sums, lengths, strict=True):
+                known[id(example)] = (s.tolist(), n.tolist())
+        found += [known[id(example)] for example in some]
+    return found
+
+
+def scope_of(lm: LanguageModel) -> Scope:
+    """What the store knows a model by."""
+    return Scope(model_fingerprint(lm.module), "", str(lm.dtype).removeprefix("torch."))
+
+
+def known(
+    lm: LanguageModel,
+    scope: Scope,
+    asked: Callable[[], Iterator[Encoded]],
+    budget: int | None = None,
+    shown: Shown = UNSEEN,
+    title: str = "log-probs",
+) -> Figures:
+    """The figures of all responses that ``asked`` tells of, each time anew: from the store, or computed and put there.
+
+    What was computed when it is ended stays in the store, and the next call goes on from there.
+    """
+    with ReferenceStore(default_path(), scope) as store:
+        figures = Figures(key for example in asked() for key in response_keys(example))
+        for keys in _at_once(figures.missing()):
+            figures.put(store.get(keys))
+        missing = sum(1 for _ in figures.missing())
+        if missing:
+            with shown.pass_(title, missing) as advance:
+                for some in _at_once(asked()):
+                    _compute(lm, some, budget or OF_USE[lm.device.type], figures, store, advance)
+    return figures
+
+
+def _compute(
+    lm: LanguageModel, examples: list[Encoded], budget: int, figures: Figures, store: ReferenceStore, advance: Advance
+) -> None:
+    """What ``figures`` and the store lack of these examples."""
+    each = [(key, (example, r)) for example in examples for r, key in enumerate(response_keys(example))]
+    wanted = {key: response for key, response in each if key not in figures}
+
+    def scorer(missing: list[str]) -> Iterator[Row]:
+        for group in lm.microbatches(_together([wanted[key] for key in missing]), budget):
+            rows = _rows(lm, group)
+            yield from rows
+            advance(len(rows))
+
+    figures.put(fill(store, scorer, wanted))
+
+
+def _together(responses: list[tuple[Encoded, int]]) -> list[Encoded]:
+    """Responses of one example as one again, so that they share its prompt."""
+    of: dict[int, tuple[Encoded, list[int]]] = {}
+    for example, r in responses:
+        of.setdefault(id(example), (example, []))[1].append(r)
+    return [
+        replace(
+            example,
+            responses=tuple(example.responses[r] for r in chosen),
+            scored=tuple(example.scored[r] for r in chosen),
+            scores=tuple(example.scores[r] for r in chosen),
+        )
+        for example, chosen in of.values()
+    ]
+
+
+def _rows(lm: LanguageModel, group: list[Encoded]) -> list[Row]:
+    keys = [key for example in group for key in response_keys(example)]
+    logps = lm.score(lm.pack(group))
+    return list(zip(keys, logps.sum.tolist(), map(int, logps.length.tolist()), strict=True))
+
+
+def _at_once(things: Iterator[T]) -> Iterator[list[T]]:
+    while some := list(islice(things, SOME)):
+        yield some

@@ -1,0 +1,122 @@
+"""What ``prefopt score`` writes, and what is left of one that was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.data.dataset import encoded
+from prefopt.data.encode import Encoder
+from prefopt.model import scoring
+from prefopt.model.load import load_model, load_tokenizer
+from prefopt.model.scoring import scored
+from tests.train import tiny
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return tiny.model(folder / "policy"), tiny.model(folder / "reference", seed=1)
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """How many responses the models were asked about, a few at a time, with a store of its own."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    rows, counts = scoring._rows, []
+
+    def counting(*arguments):
+        found = rows(*arguments)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(scoring, "_rows", counting)
+    return counts
+
+
+def score(policy: str, reference: str | None, data: str, out: Path | None = None, *more: str) -> int:
+    against = ["--reference", reference] if reference else []
+    to = ["--out", str(out)] if out else []
+    return main(["score", "--policy", policy, *against, "--data", data, *to, *more])
+
+
+def read(out: Path) -> list[dict]:
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_row_for_each_response_in_the_order_of_the_data(models, tmp_path, capsys):
+    data, out = tiny.rankings(tmp_path / "rankings.jsonl"), tmp_path / "new" / "out.jsonl"
+    assert score(*models, data, out, "--beta", "0.5", "--tokens-per-microbatch", "64") == 0
+    examples = encoded([data], None, Encoder(load_tokenizer(models[0]), 128)).examples
+    ours, theirs = (scored(load_model(name), examples) for name in models)
+    rows = iter(read(out))
+    for i, example in enumerate(examples):
+        for r, better in enumerate(example.scores):
+            row = next(rows)
+            assert (row["source"], row["response"], row["score"]) == (example.source, r, better)
+            assert row["length"] == ours[i][1][r] == int(example.scored[r].sum())
+            assert row["logp"] == pytest.approx(ours[i][0][r], abs=1e-4)
+            assert row["reference_logp"] == pytest.approx(theirs[i][0][r], abs=1e-4)
+            assert row["reward"] == 0.5 * (row["logp"] - row["reference_logp"])
+    assert next(rows, None) is None
+    said = capsys.readouterr().err
+    assert "36 responses of 12 examples scored" in said
+    assert "the better response has the higher reward in " in said
+
+
+def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypatch, capsys):
+    data, out, whole = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    counting = scoring._rows
+
+    def stopped(*arguments):
+        if sum(asked) > 10:
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    small = ["--tokens-per-microbatch", "64"]
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "_rows", stopped)
+        assert score(*models, data, out, *small) == 75
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert 10 < sum(asked) < 48 and not out.read_bytes()
+    assert score(*models, data, out, *small) == 0
+    assert sum(asked) == 96
+    assert score(*models, data, whole, *small) == 0
+    assert sum(asked) == 96, "nothing is computed twice"
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_what_training_asked_is_known(models, tmp_path, asked):
+    data = tiny.pairs(tmp_path / "p.jsonl")
+    assert tiny.cli("train", models[1], data, tmp_path / "run", max_steps=None, epochs=1, eval_fraction=0) == 0
+    assert sum(asked) == 48
+    assert score(*models, data) == 0
+    assert sum(asked) == 96
+
+
+def test_a_model_beside_itself(models, tmp_path, capsys):
+    data = tiny.pairs(tmp_path / "p.jsonl")
+    assert score(models[0], models[0], data) == 0
+    told = capsys.readouterr()
+    assert "in each of 24 pairs both responses have the same reward" in told.err
+    assert [json.loads(line)["reward"] for line in told.out.splitlines()] == [0.0] * 48
+
+
+def test_without_a_reference_there_are_logprobs_only(models, tmp_path, capsys):
+    assert score(models[0], None, tiny.pairs(tmp_path / "p.jsonl")) == 0
+    told = capsys.readouterr()
+    assert "the better response has the higher logp in" in told.err
+    assert set(json.loads(told.out.splitlines()[0])) == {"source", "response", "score", "length", "logp"}
+
+
+def test_a_disk_that_is_full_costs_nothing_that_was_computed(models, tmp_path, asked, capsys):
+    data = tiny.pairs(tmp_path / "p.jsonl")
+    assert score(*models, data, Path("/dev/full")) == 1
+    said = capsys.readouterr().err
+    assert "/dev/full: cannot be written (No space left on device); what was computed is kept" in said
+    assert Path("/dev/full").is_char_device() and sum(asked) == 96
+    assert score(*models, data, tmp_path / "out.jsonl") == 0
+    assert sum(asked) == 96
