@@ -19,4 +19,4 @@ class RunFailed(Exception):
 
 
 class Stopped(Exception):
-    """A signal stopped the run, a checkpoint is saved, and the message says how to continue. Exit code 75."""
+    """A signal stopped the work, what was done is kept, and the message says how to go on with it. Exit code 75."""

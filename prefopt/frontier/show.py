@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,24 +18,41 @@ from prefopt.train.display import duration
 
 Row = Mapping[str, Any]
 COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"
+SPARED = "time", "steps", "margin", "accuracy, training", "held-out loss"
+"""columns that a narrow window goes without, the first of them first: all stand in results.json and report.html"""
+_ENDS = re.compile(r" \([^()]* to [^()]*\)")
+"""of an interval"""
 
 
 def table(results: Row, console: Console | None = None) -> None:
-    """Print one line for each run; columns that no run fills are left out."""
+    """Print one line for each run; columns that no run fills are left out, and where a window is narrow some more."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # where no window sets it, a table is not to be squeezed
     rows = [*_reference(results), *map(_cells, results["runs"])]
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     used = [i for i in range(len(COLUMNS)) if any(len(row) > i and row[i] for row in rows)]
-    for i in used:
-        shown.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(printable(row[i] or "–")) for i in used))
+    spared = [COLUMNS.index(name) for name in SPARED if COLUMNS.index(name) in used]
+    plain = [[_ENDS.sub("", cell) for cell in row] for row in rows]
+    choices = ((cells, spared[:n]) for cells in (rows, plain) for n in range(len(spared) + 1))
+    tables = (_table(cells, [i for i in used if i not in without]) for cells, without in choices)
+    shown = next((table for table in tables if _width(table) <= console.width), _table(plain, used))
     console.print(shown)
     for run in results["runs"]:
         if run["status"] == "failed":
             console.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
+
+
+def _table(rows: Sequence[Sequence[str]], used: Sequence[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i in used:
+        table.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*(Text(printable(row[i] or "–")) for i in used))
+    return table
+
+
+def _width(table: Table) -> int:
+    return Console(width=10_000).measure(table).maximum
 
 
 def _reference(results: Row) -> list[list[str]]:

@@ -7,6 +7,7 @@ results.json    {"runs": [{"name": "beta-0.1", "settings": {"beta": 0.1}, "statu
                 ..., "held_out": ..., "estimate": {"kl": {"value": 2.1, "low": 1.8, "high": 2.4}, ...}}, ...],
                  "frontier": {"points": [{"name": "beta-0.1", "kl": 2.1, "kl_interval": [1.8, 2.4], "reward": 0.7,
                               "reward_interval": [0.6, 0.8]}, ...]}}, the latter where there is a reward
+report.html     the runs side by side
 frontier.svg    reward, or without one the held-out accuracy, against KL
 """
 
@@ -42,6 +43,7 @@ from prefopt.terminal import printable
 from prefopt.train.card import write_results
 from prefopt.train.display import Display
 from prefopt.train.job import Job
+from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import execute
 from prefopt.types import Encoded, Example
@@ -380,6 +382,11 @@ class Sweeping:
         if picture:
             _write(self.out / "frontier.svg", picture)
             print(f"picture  {self.out / 'frontier.svg'}")
+        try:
+            report_on([self.out], self.out / "report.html")
+        except OSError as error:
+            raise RunFailed(f"{self.out / 'report.html'}: cannot be written ({error.strerror})") from error
+        print(f"report   {self.out / 'report.html'}")
 
 
 def _check_folder(out: Path, chosen: Sequence[Chosen]) -> None:

@@ -113,7 +113,10 @@ def _draw(axes: Axes, curve: Curve) -> None:
         axes.plot(x, y, color=colour, marker="o" if few else None, markersize=3.2)
     if curve.band:
         low, high = (thinned(curve.x, end)[1] for end in curve.band)
-        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+        if len(x) > 1:
+            axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+        else:  # a band needs two
+            axes.vlines(x, low, high, color=colour, alpha=0.3, linewidth=4)
 
 
 def histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
@@ -201,6 +204,7 @@ def frontier(
     label: str,
     size: tuple[float, float],
     names: Mapping[str, str] | None = None,
+    height: str = "expected reward",
 ) -> Markup:
     """``curve``: (KL, reward) of the most that is possible; ``paths``: points in the order that a run came by them.
 
@@ -231,7 +235,7 @@ def frontier(
         if names:
             axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.4, ncols=2)
         axes.set_xlabel("KL to the reference, nats")
-        axes.set_ylabel("expected reward")
+        axes.set_ylabel(height)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(6))
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -25,7 +26,7 @@ from markupsafe import Markup
 from prefopt.errors import UserError
 from prefopt.report import figures
 from prefopt.report.html import part
-from prefopt.report.read import Run
+from prefopt.report.read import Run, apart
 
 
 def frontier(runs: Sequence[Run]) -> Markup | None:
@@ -40,7 +41,8 @@ def frontier(runs: Sequence[Run]) -> Markup | None:
                 named.setdefault(name, []).append(point if len(runs) == 1 else {**point, "family": name})
     if not named:
         return None
-    roles = _roles(named)
+    parts = {part.name: f"run-{i % figures.SERIES}" for i, part in enumerate(apart(runs))}
+    roles = _roles(named, parts if len(runs) == 1 and runs[0].parts else {})
     paths = [[_point(point, roles[name]) for point in points] for name, points in named.items()]
     svg = figures.frontier(curve, paths, "Expected reward against KL", (5.0, 3.3))
     keys = [(role, "marks", family) for role, family in _names(named, roles).items()]
@@ -50,11 +52,11 @@ def frontier(runs: Sequence[Run]) -> Markup | None:
     caption += "; the grey curve is the most that any policy can reach." if curve else "."
     if any(point["each"] for points in named.values() for point in points):
         caption += " Small dots are single seeds; large ones, and the figures, are means ± one standard deviation."
-    enumerated = any("missing" in points[-1] for points in named.values())
-    if enumerated:
+    if any("missing" in points[-1] for points in named.values()):
         caption += " Outside is the probability of all that was not enumerated; the other figures are those within."
-    header = ["policy", "KL", "reward", *(["outside"] if enumerated else []), "efficiency"]
-    table = part("table", header, _rows(named, enumerated), lines=list(roles.values()), strong=True)
+    known = [share for share in ("missing", "efficiency") if any(share in points[-1] for points in named.values())]
+    header = ["policy", "KL", "reward", *({"missing": "outside"}.get(share, share) for share in known)]
+    table = part("table", header, _rows(named, known), lines=list(roles.values()), strong=True)
     return part("section", "Reward against KL", part("beside", part("figure", "", svg, keys, caption), table))
 
 
@@ -78,10 +80,13 @@ def _family(name: str, points: Sequence[Mapping[str, Any]]) -> str:
     return str(points[-1].get("family", name))
 
 
-def _roles(named: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """The colour of each name: that of its family."""
+def _roles(
+    named: Mapping[str, Sequence[Mapping[str, Any]]], taken: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The colour of each name: that of its family, which may be ``taken`` already."""
     families = dict.fromkeys(_family(name, points) for name, points in named.items())
-    roles = {family: f"run-{i % figures.SERIES}" for i, family in enumerate(families)}
+    left = (f"run-{i % figures.SERIES}" for i in itertools.count(len(taken)))
+    roles = {family: taken.get(family) or next(left) for family in families}
     return {name: roles[_family(name, points)] for name, points in named.items()}
 
 
@@ -116,11 +121,10 @@ def _point(point: Mapping[str, Any], role: str) -> figures.Point:
     return figures.Point(point["kl"], point["reward"], role, kl, reward, point.get("each", ()))
 
 
-def _rows(named: dict[str, list[dict[str, Any]]], enumerated: bool) -> list[list[str]]:
+def _rows(named: dict[str, list[dict[str, Any]]], shares: Sequence[str]) -> list[list[str]]:
     rows = []
     for name, points in named.items():
         last = points[-1]
-        shares = ["missing", "efficiency"] if enumerated else ["efficiency"]
         rows.append([name, *(_figure(last, axis) for axis in ("kl", "reward")), *(_percent(last, s) for s in shares)])
     return rows
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import prefopt
 from prefopt.report.figures import numbered
 from prefopt.report.html import environment
-from prefopt.report.read import Run
-from prefopt.report.sections import SECTIONS
+from prefopt.report.read import Run, apart
+from prefopt.report.sections import OF_ALL, OF_EACH
 from prefopt.report.words import byline, verdict
 
 
@@ -16,13 +16,21 @@ def page(runs: Sequence[Run]) -> str:
     """One HTML document about one run or several."""
     names = " · ".join(run.name for run in runs)
     title = names if len(runs) == 1 or len(names) <= 60 else f"{len(runs)} runs side by side"
-    sections = [section for make in SECTIONS if (section := make(runs)) is not None]
+    each = apart(runs)
+    sections = [section for make in OF_ALL if (section := make(runs)) is not None]
+    sections += [section for make in OF_EACH if (section := make(each)) is not None]
     html = environment.get_template("page.html").render(
         title=title,
-        runs=runs,
-        verdict=verdict(runs),
+        kicker=_kicker(runs, each),
+        runs=each,
+        verdict=verdict(each),
         byline=byline(runs),
         sections=sections,
         version=prefopt.__version__,
     )
     return numbered(html)
+
+
+def _kicker(runs: Sequence[Run], each: Sequence[Run]) -> str:
+    what = "a run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"Report on a sweep of {len(each)} runs" if len(runs) == 1 and runs[0].parts else f"Report on {what}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class Run:
     """``results`` of a run that has not finished are what its metrics tell so far.
 
     ``history``: records of metrics.jsonl. ``pairs`` and ``samples``: rows of the files of that name (see
-    `prefopt.train.evidence`), empty where the run has none.
+    `prefopt.train.evidence`), empty where the run has none. ``estimate``: KL and reward from samples, where a sweep
+    has drawn some. ``parts``: the runs of which a sweep consists.
     """
 
     folder: Path
@@ -37,6 +38,8 @@ class Run:
     history: Sequence[Row]
     pairs: Sequence[Row]
     samples: Sequence[Row]
+    estimate: Row
+    parts: Sequence[Run] = ()
 
     @property
     def held_out(self) -> bool:
@@ -64,7 +67,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """UserError where a folder holds no run, or a file of it is broken. Names are as short as tells them apart."""
     names = [folder.resolve().name for folder in folders]
     unique = len(set(names)) == len(names)
-    return [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+    found = [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+    return [replace(run, parts=_runs_of(run, f"{run.name}/" if len(found) > 1 else "")) for run in found]
+
+
+def apart(runs: Sequence[Run]) -> list[Run]:
+    """The single runs, with those of sweeps in their place."""
+    return [one for run in runs for one in (run.parts or [run])]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -84,7 +93,15 @@ def read_run(folder: Path, name: str) -> Run:
         history,
         _rows(folder / "pairs.jsonl"),
         _rows(folder / "samples.jsonl"),
+        _object(folder / "estimate.json") if (folder / "estimate.json").is_file() else {},
     )
+
+
+def _runs_of(sweep: Run, prefix: str) -> list[Run]:
+    """Those that a sweep tells of and that left something behind."""
+    names = [str(run["name"]) for run in sweep.results.get("runs", ()) if isinstance(run, dict) and "name" in run]
+    folders = {name: sweep.folder / name for name in names}
+    return [read_run(folder, prefix + name) for name, folder in folders.items() if folder.is_dir()]
 
 
 def _so_far(history: Sequence[Row]) -> dict[str, Any]:
@@ -102,13 +119,18 @@ def _so_far(history: Sequence[Row]) -> dict[str, Any]:
     return {"steps": steps, "training": around("training"), "held_out": around("eval")}
 
 
-def _results(file: Path) -> dict[str, Any]:
+def _object(file: Path) -> dict[str, Any]:
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not readable as JSON ({error}); mend it, or delete it to report without") from None
-    if not isinstance(results, dict):
+    if not isinstance(found, dict):
         raise UserError(f"{file}: not a JSON object; mend it, or delete it to report without")
+    return found
+
+
+def _results(file: Path) -> dict[str, Any]:
+    results = _object(file)
     for key, value in results.items():
         if key in ("training", "held_out"):
             results[key] = _around(file, key, value)

@@ -1,16 +1,17 @@
 """The sections of a page, in their order: each is a function of the runs that returns HTML, or None without its data.
 
-To add a section, write such a function and name it in ``SECTIONS``.
+To add a section, write such a function and name it in ``OF_ALL`` or ``OF_EACH``, where a sweep is its runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from prefopt.errors import UserError
 from prefopt.report import figures
 from prefopt.report.exact import best_of_n, calibration, noise, realignment
 from prefopt.report.figures import SERIES, Curve
@@ -53,16 +54,56 @@ def outcome(runs: Sequence[Run]) -> Markup | None:
 
 
 def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """A column for each run, after training, on held-out data where all runs have some."""
-    split = "held_out" if all(run.results.get("held_out") for run in runs) else "training"
-    columns = []
+    """A column for each run, after training, on its held-out data if it has some."""
+    columns, methods, on = [], [], []
     for run in runs:
-        after = (run.results.get(split) or {}).get("after", {})
-        _, rows = table_rows({split: {"after": after}})
-        columns.append({"method": str(run.results.get("method", run.settings.get("loss", "–")))} | dict(rows))
+        methods.append(str(run.results.get("method", run.settings.get("loss", "–"))))
+        on.append("held-out" if run.results.get("held_out") else "training")
+        _, rows = table_rows(
+            {"training": {"after": run.judged.get("after", {})}, "unit": run.results.get("unit", "pair")}
+        )
+        columns.append(dict(rows) | dict(_sampled(run)))
     labels = list(dict.fromkeys(label for column in columns for label in column))
     rows = [[label, *(column.get(label, "–") for column in columns)] for label in labels]
-    return [f"{'held-out' if split == 'held_out' else 'training'}, after", *(run.name for run in runs)], rows
+    rows.insert(0, ["method", *methods])
+    if len(set(on)) > 1:
+        rows.insert(1, ["data", *on])
+    return [f"{on[0]}, after" if len(set(on)) == 1 else "after", *(run.name for run in runs)], rows
+
+
+def _sampled(run: Run) -> Iterator[tuple[str, str]]:
+    """KL and reward of what the policy was seen to answer."""
+    for axis, label in (("kl", "KL, of samples"), ("reward", "reward, of samples")):
+        if found := _interval(run, axis):
+            value, low, high = found
+            yield label, f"{value:.3f}"
+            yield f"  interval of the {label[: -len(', of samples')]}", f"{low:.3f} to {high:.3f}"
+
+
+def _interval(run: Run, axis: str) -> tuple[float, float, float] | None:
+    """The value and the ends of its interval."""
+    try:
+        found = run.estimate.get(axis)
+        return found and (float(found["value"]), float(found["low"]), float(found["high"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f'{run.folder / "estimate.json"}: "{axis}" must hold "value", "low" and "high"') from None
+
+
+def against_kl(runs: Sequence[Run]) -> Markup | None:
+    """Where no reward is known, what each policy paid in KL for its accuracy."""
+    places = {}
+    for i, run in enumerate(runs):
+        kl, after = _interval(run, "kl"), (run.results.get("held_out") or {}).get("after", {})
+        if kl and "rewards/accuracies_low" in after and not run.estimate.get("reward"):
+            accuracy, *ends = (after[f"rewards/accuracies{end}"] for end in ("", "_low", "_high"))
+            places[i] = figures.Point(kl[0], accuracy, role(i), kl[1:], (ends[0], ends[1]))
+    if len(places) < 2:
+        return None
+    label = "Held-out accuracy against KL"
+    svg = figures.frontier([], [[place] for place in places.values()], label, (5.0, 3.3), height="held-out accuracy")
+    keys = [(role(i), "marks", runs[i].name) for i in places]
+    caption = "Up is better, left is closer to the reference; KL from samples, both with 95 % intervals."
+    return part("section", "Accuracy against KL", part("grid", [part("figure", "", svg, keys, caption)]))
 
 
 def warnings(runs: Sequence[Run]) -> Markup | None:
@@ -81,14 +122,9 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
 
 def curves(runs: Sequence[Run]) -> Markup | None:
     one = len(runs) == 1
-    # PPO's loss begins anew with each batch of answers, and tells nothing over the steps.
-    rewarded = [bool(run.records("train", "reward")) for run in runs]
     found = [
-        _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better.")
-        if all(rewarded)
-        else None
-        if any(rewarded)
-        else _metric(
+        _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better."),
+        _metric(
             runs, "loss", "Loss",
             "Lower is better; held-out rising while training falls is learning by heart."
             if one else "Lower is better, but only between runs with the same loss and its options.",
@@ -96,7 +132,7 @@ def curves(runs: Sequence[Run]) -> Markup | None:
         _metric(
             runs, "rewards/accuracies", "Accuracy",
             "How often the chosen response has the higher reward. The dashed line is a coin"
-            + ("; the band is the 95 % interval." if one else "."),
+            + ("; shaded is the 95 % interval." if one else "."),
             level=0.5, percent=True,
         ),
         _metric(
@@ -124,7 +160,7 @@ def _metric(
                 lines.append(curve)
                 keys.append((colour, how, label))
     else:
-        split = "eval" if all(run.records("eval", name) for run in runs) else "train"
+        split = _split(runs, name)
         caption += " Held-out data." if split == "eval" else " Training data."
         for i, run in enumerate(runs):
             if curve := _curve(run, split, name, role(i), "marks" if split == "eval" else "steps"):
@@ -135,10 +171,22 @@ def _metric(
     return part("figure", title, figures.over_steps(lines, f"{title} over the steps", level, percent), keys, caption)
 
 
-def _curve(run: Run, split: str, name: str, colour: str, how: str) -> Curve | None:
+def _split(runs: Sequence[Run], name: str) -> str:
+    """On which data to compare the runs that know this figure."""
+    know = [run for run in runs if _records(run, "train", name) or _records(run, "eval", name)]
+    return "eval" if all(_records(run, "eval", name) for run in know) else "train"
+
+
+def _records(run: Run, split: str, name: str) -> list[Row]:
+    """Those that a curve is drawn from."""
     records = run.records(split, name)
-    if name == "rewards/accuracies":
-        records = [record for record in records if prefers(record)]
+    if name == "loss" and run.records(split, "reward"):
+        return []  # PPO's begins anew with each batch of answers, and tells nothing over the steps
+    return [record for record in records if name != "rewards/accuracies" or prefers(record)]
+
+
+def _curve(run: Run, split: str, name: str, colour: str, how: str) -> Curve | None:
+    records = _records(run, split, name)
     if not records:
         return None
     bounds = [f"{name}_low", f"{name}_high"]
@@ -153,8 +201,7 @@ def _log_probs(runs: Sequence[Run]) -> Markup | None:
         for side, dashed in (("chosen", False), ("rejected", True)):
             name = f"logps/{side}"
             if len(runs) > 1:
-                split = "eval" if all(r.records("eval", name) for r in runs) else "train"
-                curve = _curve(run, split, name, role(i), "dashes" if dashed else "marks")
+                curve = _curve(run, _split(runs, name), name, role(i), "dashes" if dashed else "marks")
                 lines += [curve] if curve else []
                 keys += [(role(i), "line", run.name)] if curve and not dashed else []
                 continue
@@ -175,22 +222,20 @@ def _log_probs(runs: Sequence[Run]) -> Markup | None:
 
 def rewards(runs: Sequence[Run]) -> Markup | None:
     """How rewards are spread, and how much each pair still pulls."""
-    histograms = [_histogram(run, f" of {run.name}" if len(runs) > 1 else "") for run in runs]
+    histograms = [_histogram(run, f"Rewards of {run.name}" if len(runs) > 1 else "Rewards") for run in runs]
     drawn = [figure for figure in (*histograms, _weights(runs)) if figure is not None]
     return part("section", "Pair by pair", part("grid", drawn)) if drawn else None
 
 
-def _histogram(run: Run, of_run: str) -> Markup | None:
+def _histogram(run: Run, title: str) -> Markup | None:
     pairs = [p for p in run.judged_pairs if "rewards/chosen" in p and "rewards/rejected" in p]
     if not pairs:
         return None
     groups = [([pair[f"rewards/{side}"] for pair in pairs], side) for side in ("chosen", "rejected")]
     keys = [("chosen", "area", "chosen"), ("rejected", "area", "rejected")]
     which = "held-out" if run.pairs_of("eval") else "training"
-    caption = (
-        f"Rewards of {len(pairs):,} {which} pairs{of_run}, their means dashed; the less overlap, the better told apart."
-    )
-    return part("figure", "Rewards", figures.histogram(groups, "Histogram of rewards"), keys, caption)
+    caption = f"Rewards of {len(pairs):,} {which} pairs, their means dashed; the less overlap, the better told apart."
+    return part("figure", title, figures.histogram(groups, "Histogram of rewards"), keys, caption)
 
 
 def _weights(runs: Sequence[Run]) -> Markup | None:
@@ -344,12 +389,11 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
-SECTIONS: tuple[Callable[[Sequence[Run]], Markup | None], ...] = (
-    frontier,
-    best_of_n,
-    realignment,
-    noise,
-    calibration,
+Section = Callable[[Sequence[Run]], Markup | None]
+OF_ALL: tuple[Section, ...] = (frontier, best_of_n, realignment, noise, calibration)
+"""of what was asked to be shown"""
+OF_EACH: tuple[Section, ...] = (
+    against_kl,
     outcome,
     warnings,
     curves,

@@ -8,6 +8,8 @@ from prefopt.report.read import Run
 from prefopt.train.summary import NO_PREFERENCE
 
 Figures = Mapping[str, float]
+LISTED = 5
+"""names of runs in a sentence"""
 
 
 def verdict(runs: Sequence[Run]) -> str:
@@ -54,18 +56,23 @@ def _loss(before: Figures, after: Figures) -> str:
 
 def _of_several(runs: Sequence[Run]) -> str:
     known = [run for run in runs if prefers(run.judged.get("after", {}))]
+    known = [run for run in known if run.results.get("held_out")] or known
     if len(known) < 2:
         return ""
     after = {run.name: run.judged["after"] for run in known}
-    best = max(after, key=lambda name: after[name]["rewards/accuracies"])
+    highest = max(figures["rewards/accuracies"] for figures in after.values())
+    best, *equal = (name for name, figures in after.items() if figures["rewards/accuracies"] == highest)
+    held_out = "held-out " if known[0].results.get("held_out") else ""
+    if len(equal) + 1 == len(after):
+        return f"{_listed([best, *equal])} have the same {held_out}accuracy: {accuracy(after[best])}."
     low = after[best].get("rewards/accuracies_low")
     near = [
         name
         for name, figures in after.items()
-        if name != best and low is not None and figures.get("rewards/accuracies_high", 0.0) >= low
+        if name not in (best, *equal) and low is not None and figures.get("rewards/accuracies_high", 0.0) >= low
     ]
-    held_out = "held-out " if all(run.results.get("held_out") for run in known) else ""
-    sentence = f"{best} has the highest {held_out}accuracy of these {len(known)} runs: {accuracy(after[best])}"
+    first = f"{_listed([best, *equal])} have" if equal else f"{best} has"
+    sentence = f"Of {_listed(list(after))}, {first} the highest {held_out}accuracy: {accuracy(after[best])}"
     if near and low is not None:
         theirs = (
             f"the interval of {near[0]} overlaps" if len(near) == 1 else f"the intervals of {_listed(near)} overlap"
@@ -75,7 +82,14 @@ def _of_several(runs: Sequence[Run]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    """
+    >>> _listed(["a", "b", "c"]), _listed("abcdefg")
+    ('a, b and c', 'a, b, c and 4 more')
+    """
+    shown, more = (
+        (names[:-1], names[-1]) if len(names) <= LISTED else (names[: LISTED - 2], f"{len(names) - LISTED + 2} more")
+    )
+    return f"{', '.join(shown)} and {more}"
 
 
 def prefers(figures: Figures) -> bool:

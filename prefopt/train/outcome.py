@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
@@ -78,7 +79,7 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     try:
         save_model(job, lm, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
-        _report(job)
+        report_on([job.out], job.out / "report.html")
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
@@ -89,12 +90,12 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}\nreport   {job.out / 'report.html'}")
 
 
-def _report(job: Job) -> None:
+def report_on(folders: Sequence[Path], out: Path) -> None:
     """A page that cannot be drawn costs the page, not the run."""
     from prefopt import report  # matplotlib takes a second to import
 
     try:
-        report.write([job.out], job.out / "report.html")
+        report.write(folders, out)
     except OSError:
         raise
     except Exception as error:

@@ -261,7 +261,7 @@ def overfitted(run: Run) -> str | None:
     if training - held_out > OVERFIT_GAP and beyond:
         return (
             f"Held-out accuracy {_accuracy(run.held_out)} is far below training's {_accuracy(run.training)}: "
-            "much of it was learned by heart; fewer --epochs or more data."
+            "much of it was learned by heart; fewer steps or more data."
         )
     return None
 
@@ -297,7 +297,7 @@ def preference_reversed(run: Run) -> str | None:
     name, _, after = run.judged
     if after.get("rewards/accuracies_high", 1.0) < 0.5 and not _no_preference(after):
         return (
-            f"The policy prefers the rejected responses: {name} accuracy {_accuracy(after)}; "
+            f"The model prefers the rejected responses: {name} accuracy {_accuracy(after)}; "
             "check that chosen and rejected are not swapped."
         )
     return None

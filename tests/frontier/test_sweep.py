@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given as on
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from rich.console import Console
 
 from prefopt import config
 from prefopt.cli import main
@@ -213,7 +215,8 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
     assert trained == ["loss-dpo_beta-0.1", "loss-dpo_beta-2", "loss-ipo"]
     assert asked and len(asked) == len(set(asked))
     assert "run 2 of 3: loss-dpo_beta-2" in said.err
-    assert all(name in said.out for name in [*trained, "reference", "frontier.svg"])
+    assert all(name in said.out for name in [*trained, "reference", "frontier.svg", "report.html"])
+    assert "Report on a sweep of 3 runs" in (out / "report.html").read_text()
 
     found = results(out)
     assert [one["status"] for one in found["runs"]] == ["done"] * 3
@@ -342,3 +345,25 @@ def test_without_a_reward_the_picture_shows_accuracies():
     one = {"name": "a", "status": "done", "held_out": {"after": after}, "estimate": {"kl": kl}}
     assert "held-out accuracy" in (show.picture({"runs": [one]}) or "")
     assert show.picture({"runs": [{**one, "held_out": None}, {"name": "b", "status": "failed"}]}) is None
+
+
+@pytest.mark.parametrize(
+    ("width", "held_out", "without"),
+    [
+        (200, "0.600 (0.500 to 0.700)", ()),
+        (100, "0.600 (0.500 to 0.700)", ("time", "steps", "margin")),
+        (70, "0.600", ("time", "steps", "margin")),
+        (10, "0.600", ("time", "steps", "margin", "held-out loss")),
+    ],
+)
+def test_a_narrow_window_goes_without_some_columns(width, held_out, without) -> None:
+    name = "rewards/accuracies"
+    after = {name: 0.6, f"{name}_low": 0.5, f"{name}_high": 0.7, "rewards/margins": 1.0, "loss": 0.5}
+    interval = dict(value=0.2, low=0.1, high=0.3)
+    one = {"name": "a", "status": "done", "steps": 3, "seconds": 4.0, "estimate": {"kl": interval, "reward": interval}}
+    out = io.StringIO()
+    console = Console(width=width, file=out, force_terminal=True, no_color=True)
+    show.table({"runs": [one | {"training": {"after": after}, "held_out": {"after": after}}]}, console)
+    said = out.getvalue()
+    assert ("held out" in said and held_out in said) or width == 10
+    assert not any(column in said for column in without)

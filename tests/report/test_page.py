@@ -118,10 +118,63 @@ def test_demonstrations_have_a_loss_and_no_pairs(tmp_path):
 def test_several_runs_share_their_axes_and_one_table(tmp_path):
     found = page(tmp_path, made.run(tmp_path / "a"), made.run(tmp_path / "b", text="other"))
     assert "The runs side by side" in found.text and "Settings that differ" in found.text
-    assert "a has the highest held-out accuracy of these 2 runs" in found.text
-    assert "the interval of b overlaps with it" in found.text
+    assert "a and b have the same held-out accuracy: 90.0 % (95 % interval 60.0 to 95.0)." in found.text
+    assert "Rewards of a" in found.text and "Rewards of b" in found.text
     assert "did not have the same data" in found.text
     assert found.names.count("table") == 2
+
+
+def with_accuracy(folder: Path, accuracy: float, split: str = "held_out", **more: object) -> Path:
+    after = {"loss": 0.5, "rewards/accuracies": accuracy, "rewards/margins": 0.2, "pairs": 9} | {
+        f"rewards/accuracies_{end}": accuracy + width for end, width in (("low", -0.1), ("high", 0.1))
+    }
+    return made.run(folder, **{"held_out": None, split: {"before": {"loss": 0.7}, "after": after}, **more})
+
+
+def test_the_best_is_named_among_those_that_can_be_compared(tmp_path):
+    names = {"a": 0.75, "b": 0.9, "c": 0.9, "d": 0.85}
+    runs = [with_accuracy(tmp_path / name, accuracy) for name, accuracy in names.items()]
+    trained = with_accuracy(tmp_path / "trained", 1.0, "training")
+    said = "Of a, b, c and d, b and c have the highest held-out accuracy: 90.0 % (95 % interval 80.0 to 100.0)"
+    assert (
+        f"{said}; the intervals of a and d overlap with it, so their order may be chance."
+        in page(tmp_path, *runs, trained).text
+    )
+    assert "highest" not in page(tmp_path, runs[0], trained).text
+
+
+def test_runs_of_different_kinds_each_show_what_they_know(tmp_path):
+    ppo = tmp_path / "ppo"
+    ppo.mkdir()
+    made.lines(
+        ppo / "metrics.jsonl", [{"step": i, "split": "train", "loss": 0.01, "reward": i / 10} for i in range(1, 5)]
+    )
+    around = {when: {"loss": 0.01, "reward": reward, "kl": 1.0} for when, reward in (("before", 0.1), ("after", 0.7))}
+    (ppo / "results.json").write_text(json.dumps({"steps": 4, "training": around, "held_out": None, "method": "ppo"}))
+    text = page(tmp_path, made.run(tmp_path / "dpo"), ppo).text
+    assert re.search(r"data\s*held-out\s*training", text) and "+0.700" in text
+    assert "Mean reward of what the model answers; higher is better. Training data." in text
+    assert "Lower is better, but only between runs with the same loss and its options. Held-out data." in text
+
+
+def test_a_sweep_is_its_runs(tmp_path):
+    sweep = tmp_path / "sweep"
+    kl = {end: value for end, value in (("value", 1.5), ("low", 1.2), ("high", 1.8))}
+    for name, accuracy in (("beta-1", 0.6), ("beta-2", 0.8)):
+        (with_accuracy(sweep / name, accuracy) / "estimate.json").write_text(json.dumps({"kl": kl}))
+    records = [{"name": name} for name in ("beta-1", "beta-2", "failed")]
+    (sweep / "results.json").write_text(json.dumps({"runs": records}))
+    text = page(tmp_path, sweep).text
+    assert "Report on a sweep of 2 runs" in text and "Of beta-1 and beta-2, beta-2 has the highest" in text
+    assert "Accuracy against KL" in text and re.search(r"KL, of samples\s*1.500\s*1.500", text)
+    assert "sweep/beta-1" in page(tmp_path, sweep, made.run(tmp_path / "dpo")).text
+    point = {"name": "beta-1", "kl": 1.5, "reward": 0.3}
+    (sweep / "results.json").write_text(json.dumps({"runs": records, "frontier": {"points": [point]}}))
+    text = page(tmp_path, sweep).text
+    assert "Reward against KL" in text and "efficiency" not in text
+    (sweep / "beta-1" / "estimate.json").write_text('{"kl": 3}')
+    with pytest.raises(UserError, match=r'beta-1/estimate.json: "kl" must hold "value", "low" and "high"'):
+        page(tmp_path, sweep)
 
 
 def test_runs_of_one_name_are_told_apart(quick, tmp_path):
