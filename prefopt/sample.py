@@ -34,6 +34,7 @@ from prefopt.generate import Prompt, Realign, TransformersGenerator
 from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
+from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.types import Example, Finding
@@ -69,7 +70,7 @@ def run(config: Sample) -> int:
                 )
                 file.flush()
                 advance(len(group))
-        display.note(f"{len(asked) * config.n:,} responses to {len(asked):,} prompts in {config.out}")
+        display.note(f"{counted(len(asked) * config.n, 'response')} to {counted(len(asked), 'prompt')} in {config.out}")
     return 0
 
 
@@ -104,7 +105,7 @@ def prompts(
     if not found:
         raise UserError(f"{', '.join(specs)}: there is no prompt in it{f', {findings[0]}' if findings else ''}")
     if findings:
-        note(f"{len(findings):,} rows cannot be read and get no response, the first at {findings[0]}")
+        note(f"no response to {counted(len(findings), 'row')} that cannot be read, the first at {findings[0]}")
     return list(found.values())
 
 
@@ -119,7 +120,8 @@ def _with_room(config: Sample, asked: list[Example], note: Callable[[str], None]
     if not kept:
         raise UserError(f"no prompt leaves room for --max-new-tokens {config.max_new_tokens}: {limit} tokens are all")
     if len(kept) < len(asked):
-        note(f"{len(asked) - len(kept):,} prompts get no response: with it they may exceed the model's {limit} tokens")
+        without = counted(len(asked) - len(kept), "prompt")
+        note(f"no response to {without}: with it they may exceed the model's {limit} tokens")
     return kept
 
 

@@ -30,6 +30,7 @@ from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.model.reference import response_keys
 from prefopt.model.scoring import known, scope_of
 from prefopt.statistics import proportion
+from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
@@ -110,13 +111,13 @@ class Tally:
 
     def words(self) -> Iterator[str]:
         """What a person wants to know first."""
-        yield f"{self.responses:,} responses of {self.examples:,} examples scored"
+        yield f"{counted(self.responses, 'response')} of {counted(self.examples, 'example')} scored"
         if any(self.margins):
             share = proportion([float(margin > 0) for margin in self.margins], self.prompts)
-            pairs = f"{len(self.margins):,} pairs (95 % interval)"
+            pairs = f"{counted(len(self.margins), 'pair')} (95 % interval)"
             yield f"the better response has the higher {self.key} in {share} of {pairs}"
         elif self.margins:
-            yield f"in each of {len(self.margins):,} pairs both responses have the same {self.key}"
+            yield f"in each of {counted(len(self.margins), 'pair')} both responses have the same {self.key}"
 
 
 def _check_writable(out: Path | None) -> None:

@@ -5,6 +5,15 @@ from __future__ import annotations
 import unicodedata
 
 
+def counted(number: float, thing: str) -> str:
+    """
+    >>> counted(1, "step"), counted(2000, "step"), counted(0.5, "epoch")
+    ('1 step', '2,000 steps', '0.5 epochs')
+    """
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{shown} {thing}{'' if shown == '1' else 's'}"
+
+
 def printable(text: str) -> str:
     r"""``text`` with control and bidirectional characters and lone surrogates made visible.
 

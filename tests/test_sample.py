@@ -213,7 +213,7 @@ def test_each_prompt_is_asked_once_whatever_the_layout(tmp_path):
     notes: list[str] = []
     odd = tiny.write(tmp_path / "odd.jsonl", [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}])
     assert [e.prompt for e in prompts([odd], note=notes.append)] == ["a", "b"]
-    assert "1 rows cannot be read" in notes[0] and "odd.jsonl:2" in notes[0]
+    assert "no response to 1 row that cannot be read" in notes[0] and "odd.jsonl:2" in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,8 @@ def _findings(findings: Sequence[Finding]) -> list[Text]:
     lines = []
     for kind, found in by_kind(findings).items():
         dropped = sum(finding.drops for finding in found)
-        what = f", {dropped:,} cannot be trained on" if dropped else ", kept"
+        some = "" if dropped == len(found) else f"{dropped:,} of them "
+        what = f", {some}cannot be trained on" if dropped else ", kept"
         lines.append(Text(f"{kind}: {len(found):,}{what}", style="bold red" if dropped else "bold yellow"))
         lines += [Text(printable(f"  {str(finding)[:300]}")) for finding in found[:SHOWN]]
         if len(found) > SHOWN:

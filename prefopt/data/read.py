@@ -362,16 +362,20 @@ class _Window:
 
 
 def _csv(stream: IO[bytes], name: str) -> Iterator[Row]:
-    return _cells(stream, name, ",")
+    return _cells(stream, name, ",;\t")  # what spreadsheets write where a comma stands in numbers
 
 
 def _tsv(stream: IO[bytes], name: str) -> Iterator[Row]:
     return _cells(stream, name, "\t")
 
 
-def _cells(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Row]:
+def _cells(stream: IO[bytes], name: str, delimiters: str) -> Iterator[Row]:
+    """Between the first of ``delimiters`` that the header holds."""
     csv.field_size_limit(MAX_ROW)  # of the module, whose default of 128 KB is below a long answer
-    reader = csv.reader((line for _, line in _lines(stream, name)), delimiter=delimiter, strict=True)
+    lines = (line for _, line in _lines(stream, name))
+    first = next(lines, "")
+    delimiter = next((d for d in delimiters if d in first), delimiters[0])
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1
     try:

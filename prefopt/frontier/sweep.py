@@ -39,7 +39,7 @@ from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose
 from prefopt.generate import Prompt
 from prefopt.model.load import load_config
 from prefopt.rl.rewards import Reward, identity, load_reward
-from prefopt.terminal import printable
+from prefopt.terminal import counted, printable
 from prefopt.train.card import write_results
 from prefopt.train.display import Display
 from prefopt.train.job import Job
@@ -294,11 +294,11 @@ class Sweeping:
     def description(self) -> str:
         """What ``--dry-run`` prints."""
         width = max(len(planned.name) for planned in self.runs)
-        lines = [f"{len(self.runs)} runs in {self.out}"]
+        lines = [f"{counted(len(self.runs), 'run')} in {self.out}"]
         for planned in self.runs:
             done = ", finished" if planned.finished else ""
             steps, rate = planned.job.schedule.steps, planned.job.schedule.peak
-            lines.append(f"  {planned.name:<{width}}  {planned.job.loss}, {steps:,} steps at {rate:g}{done}")
+            lines.append(f"  {planned.name:<{width}}  {planned.job.loss}, {counted(steps, 'step')} at {rate:g}{done}")
         return "\n".join([*lines, "the first of them:", self.runs[0].job.description()])
 
     def perform(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class Sweeping:
         key = self.sampling.key([policy, reference], prompts)
         if file.exists() and (known := _read(file)).pop("of", None) == key:
             return known
-        _say(f"{self.sampling.responses} responses of {policy}")
+        _say(f"{counted(self.sampling.responses, 'response')} of {policy}")
         encoder = Encoder(job.tokenizer, job.config.max_length, job.config.overlong, job.config.train_on)
         texts = _texts(asked, job.config) if self.sampling.reward else {}
         found = _as_json(measure(policy, reference, encoder, prompts, texts, self.sampling, job.config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prefopt.report.read import Run
+from prefopt.terminal import counted
 from prefopt.train.summary import NO_PREFERENCE
 
 Figures = Mapping[str, float]
@@ -26,7 +27,7 @@ def byline(runs: Sequence[Run]) -> str:
     if "model" in run.settings:
         facts.append(f"from {run.settings['model']}")
     if "steps" in run.results:
-        facts.append(f"{run.results['steps']:,} steps")
+        facts.append(counted(run.results["steps"], "step"))
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -42,7 +43,7 @@ def _of_one(run: Run) -> str:
         went = f"from {before['reward']:.3f} to {after['reward']:.3f}, {after['kl']:.2f} nats from the reference"
         return f"On {name} prompts the mean reward of what the model answers went {went}."
     if "loss" in before and "loss" in after:
-        steps = f" in {run.results['steps']:,} steps" if "steps" in run.results else ""
+        steps = f" in {counted(run.results['steps'], 'step')}" if "steps" in run.results else ""
         return f"The loss on {name} data went from {before['loss']:.3f} to {after['loss']:.3f}{steps}."
     return ""
 

@@ -16,6 +16,7 @@ from prefopt.data.encode import Draft, Encoder, fit
 from prefopt.errors import UserError
 from prefopt.generate import Prompt
 from prefopt.sample import prompts
+from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.prepare import Prepared
 from prefopt.types import Encoded, Example
@@ -44,9 +45,10 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, disp
         found = encode(encoder, examples, config.max_new_tokens)
         texts.update((encoded.prompt_key, example.prompt) for encoded, example in found)
         if len(found) < len(examples):
+            without = counted(len(examples) - len(found), "prompt")
             display.note(
-                f"{len(examples) - len(found):,} prompts leave no room for --max-new-tokens {config.max_new_tokens} "
-                f"within {max_length} tokens, and are dropped: --overlong cut-prompt cuts their beginning"
+                f"no room for --max-new-tokens {config.max_new_tokens} within {max_length} tokens after {without}, "
+                "dropped: --overlong cut-prompt would cut their beginning"
             )
         if not found:
             raise UserError(

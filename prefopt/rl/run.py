@@ -24,6 +24,7 @@ from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
 from prefopt.signals import Stop, stop_on_signal
+from prefopt.terminal import counted
 from prefopt.train import checkpoint, optimizer, outcome, rng, seen
 from prefopt.train.alone import alone
 from prefopt.train.display import Display, size
@@ -240,12 +241,13 @@ def description(job: Job, method: PPO) -> str:
     rows = {
         "model": f"{config.model}, {size(job.parameters)} parameters, and a value model like it",
         "method": repr(method),
-        "data": f"{len(data.train):,} prompts to train on{held_out}",
+        "data": f"{counted(len(data.train), 'prompt')} to train on{held_out}",
         "tokens": f"at most {schedule.steps * each * method.max_new_tokens:,} drawn; "
         f"longest sequence {data.longest:,} of at most {config.max_length or 'any'}",
-        "steps": f"{schedule.steps:,} of {schedule.batch_size} prompts with {method.samples} responses each, "
-        f"{updates} updates a step ({schedule.steps * updates:,})",
-        "learning rate": f"{schedule.peak:g}, {schedule.warmup} steps of warm-up, then {schedule.decay}",
+        "steps": f"{schedule.steps:,} of {counted(schedule.batch_size, 'prompt')} with "
+        f"{counted(method.samples, 'response')} each, "
+        f"{counted(updates, 'update')} a step ({schedule.steps * updates:,})",
+        "learning rate": f"{schedule.peak:g}, {counted(schedule.warmup, 'step')} of warm-up, then {schedule.decay}",
         "memory": f"about {size(memory)}B, with {config.tokens_per_microbatch:,} tokens at once",
         "writes": str(job.out),
     }

@@ -20,8 +20,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from prefopt.progress import Advance
-from prefopt.terminal import printable
+from prefopt.terminal import counted, printable
 from prefopt.train.metrics import peak_memory
+from prefopt.train.summary import NO_PREFERENCE
 
 LINES_BY_SHARE = 10
 """plain lines for the steps of a run: one every tenth of it,"""
@@ -111,7 +112,7 @@ class Display:
         logging.getLogger("prefopt").addHandler(self._warnings)
         resumed = f", from step {self._start}" if self._start else ""
         if self.total:
-            self._line(self.what, f"{self.total:,} steps{resumed}")
+            self._line(self.what, f"{counted(self.total, 'step')}{resumed}")
             self._bar = self._bars.add_task(
                 self.what, total=self.total, completed=self._start, first=(self._start, self._began), unit=""
             )
@@ -134,7 +135,7 @@ class Display:
         if self.total:
             end = "done" if self._step == self.total and kind is None else f"stopped at step {self._step:,}"
             done = self._step - self._start
-            self._line(self.what, f"{end}: {done:,} steps in {duration(self._clock() - self._began)}")
+            self._line(self.what, f"{end}: {counted(done, 'step')} in {duration(self._clock() - self._began)}")
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """``step`` steps are done; ``values`` are the last one's metrics."""
@@ -253,9 +254,16 @@ def _row(values: Mapping[str, float], live: bool = False) -> str:
 
     >>> _row({"loss": 0.5, "rewards/chosen": 3.0, "rewards/margins": 1.25, "grad_norm": 2.0}, live=True)
     'loss  0.5000  margin  +1.250'
+    >>> _row({"rewards/accuracies": 0.125, "rewards/margins": 1e-7})  # the first step: policy and reference are one
+    'accuracy     –  margin  +0.000'
     """
-    shown = [(figure, values[name]) for name, figure in FIGURES.items() if name in values and (figure.live or not live)]
-    return "  ".join(f"{figure.short} {figure.text(value):>{figure.width}}" for figure, value in shown)
+    undecided = abs(values.get("rewards/margins", 1.0)) < NO_PREFERENCE
+    shown = []
+    for name, figure in FIGURES.items():
+        if name in values and (figure.live or not live):
+            text = "–" if name == "rewards/accuracies" and undecided else figure.text(values[name])
+            shown.append(f"{figure.short} {text:>{figure.width}}")
+    return "  ".join(shown)
 
 
 def duration(seconds: float) -> str:

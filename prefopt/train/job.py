@@ -19,6 +19,7 @@ from prefopt.data.shelf import each
 from prefopt.errors import UserError
 from prefopt.model import recompute
 from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype
+from prefopt.terminal import counted
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
@@ -74,7 +75,7 @@ class Job:
         )
         if config.batch_size > len(data.train):
             display.note(
-                f"--batch-size {config.batch_size:,} is more than the {len(data.train):,} examples there are: "
+                f"--batch-size {config.batch_size:,} is more than the {counted(len(data.train), 'example')} there are: "
                 "each step holds some of them more than once"
             )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
@@ -151,10 +152,10 @@ class Job:
         rows = {
             "model": f"{config.model}, {size(self.parameters)} parameters",
             "method": f"{self.method}  {self.loss}",
-            "data": f"{len(self.data.train):,} examples to train on{held_out}",
+            "data": f"{counted(len(self.data.train), 'example')} to train on{held_out}",
             "tokens": f"{per_epoch:,} an epoch; longest sequence {longest}",
-            "steps": f"{schedule.steps:,} of {schedule.batch_size} examples ({epochs:.3g} epochs)",
-            "learning rate": f"{schedule.peak:g}, {schedule.warmup} steps of warm-up, then {schedule.decay}",
+            "steps": f"{schedule.steps:,} of {counted(schedule.batch_size, 'example')} ({counted(epochs, 'epoch')})",
+            "learning rate": f"{schedule.peak:g}, {counted(schedule.warmup, 'step')} of warm-up, then {schedule.decay}",
             "memory": f"about {memory}B, with {config.tokens_per_microbatch:,} tokens at once",
             "writes": str(self.out),
         }

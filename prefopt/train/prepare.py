@@ -18,6 +18,7 @@ from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.data.shelf import Chosen, each
 from prefopt.errors import UserError
+from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.types import Encoded, Finding
 
@@ -91,7 +92,7 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
         files = ", ".join(config.data)
         raise UserError(f"{files}: nothing is left to train on ({reasons or 'no rows'}); see prefopt check")
     if lost := counts["end tokens lost"]:
-        notes.append(f"{lost:,} responses are cut and so have no end token")
+        notes.append(f"{counted(lost, 'response')} cut, and so without an end token")
     for text in dict.fromkeys(notes):
         display.note(text)
     for line in account(findings):
@@ -113,13 +114,19 @@ def _unfit(made: Chosen, unit: plan.Unit) -> list[Finding]:
     return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(sources[i] for i in without)]
 
 
+WHY = 100
+"""letters of a reason"""
+
+
 def account(findings: Sequence[Finding]) -> list[str]:
-    """One line for each kind of finding: how many, what became of them, and where the first ones are."""
+    """One line for each kind of finding: how many, what became of them, where the first ones are, and why the first."""
     lines = []
     for kind in dict.fromkeys(f.kind for f in findings):
         of_kind = [f for f in findings if f.kind == kind]
         dropped = sum(f.drops for f in of_kind)
-        places = ", ".join(f.source for f in of_kind[:3]) + (", ..." if len(of_kind) > 3 else "")
+        why = of_kind[0].message.partition("\n")[0][:WHY]
+        first, *others = (f.source for f in of_kind[:3])
+        places = ", ".join([f"{first} ({why})", *others, *(["..."] if len(of_kind) > 3 else [])])
         done = "dropped" if dropped == len(of_kind) else f"{dropped} dropped" if dropped else "kept"
         lines.append(f"{len(of_kind)} {kind} ({done}): {places}")
     return lines

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.statistics import proportion
-from prefopt.terminal import printable
+from prefopt.terminal import counted, printable
 
 Figures = Mapping[str, float]
 
@@ -112,7 +112,7 @@ def _changes(run: Run) -> list[str]:
     if steps := [record for record in run.history if record["split"] == "train"]:
         speed = [s for record in steps if math.isfinite(s := record.get("tokens_per_second", math.nan))]
         pace = f", {median(speed):,.0f} tokens/s" if speed else ""
-        lines.append(f"Trained for {steps[-1]['step']:,} steps{pace}.")
+        lines.append(f"Trained for {counted(steps[-1]['step'], 'step')}{pace}.")
     for name, before, after in (
         ("Training", run.training_before, run.training),
         ("Held-out", run.held_out_before, run.held_out),
@@ -144,8 +144,8 @@ def _accuracy(figures: Figures) -> str:
 
 
 def _among(figures: Figures, unit: str) -> str:
-    prompts = f" of {figures['prompts']:,} prompts" if "prompts" in figures else ""
-    return f" on {figures['pairs']:,} {unit}s{prompts}" if "pairs" in figures else ""
+    prompts = f" of {counted(int(figures['prompts']), 'prompt')}" if "prompts" in figures else ""
+    return f" on {counted(int(figures['pairs']), unit)}{prompts}" if "pairs" in figures else ""
 
 
 def _moved(which: str, before: Figures, after: Figures) -> str:

@@ -292,6 +292,11 @@ def test_a_column_that_is_missing_throughout_is_named():
     assert refusal({"prompt": "a", "chosen": "b"}).endswith('as preference it lacks "rejected"')
 
 
+def test_prompts_alone_are_sent_to_where_they_are_of_use():
+    assert "prompts alone are for prefopt sample and prefopt ppo" in refusal({"prompt": "2+2=", "id": 3})
+    assert "prompts alone" not in refusal({"prompt": "2+2=", "answr": "4"})
+
+
 def test_a_typing_error_in_a_column_gets_the_right_name():
     assert 'column "choosen": did you mean "chosen"?' in refusal({"prompt": "a", "choosen": "b", "rejected": "c"})
 
@@ -363,7 +368,7 @@ def test_a_bad_row_says_what_is_amiss(name, change, said):
 
 def test_a_near_name_is_suggested():
     assert finding("preference", {"prompt": "a", "chosen": "b", "reject": "c"}) == (
-        'missing: no "rejected" (did you mean "reject"?)'
+        'missing: no "rejected"; if "reject" is meant, rename it'
     )
 
 

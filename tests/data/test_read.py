@@ -92,6 +92,13 @@ def test_the_forms_that_json_comes_in(tmp_path, name, text):
     assert [int(row["a"]) for row in fields(tmp_path / name)] == [1, 2]
 
 
+def test_a_table_of_a_spreadsheet_may_have_semicolons(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt;chosen;rejected\n"1,5;";a;b\n')
+    assert fields(tmp_path / "a.csv") == [{"prompt": "1,5;", "chosen": "a", "rejected": "b"}]
+    (tmp_path / "b.csv").write_text('a,"b;c"\n1;2,3\n')
+    assert fields(tmp_path / "b.csv") == [{"a": "1;2", "b;c": "3"}]
+
+
 def test_an_object_with_several_lists_is_one_row(tmp_path):
     row = {"chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}
     (tmp_path / "one.json").write_text(json.dumps(row, indent=1))

@@ -160,7 +160,7 @@ def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):
     assert (
         tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings | dict(max_steps=3), dry_run=True) == 0
     )
-    assert "3 of 8 examples (1 epochs)" in capsys.readouterr().out
+    assert "3 of 8 examples (1 epoch)" in capsys.readouterr().out
     assert f"{parameters / 1000:.0f}" in said and str(tmp_path / "run") in said
 
 
@@ -291,7 +291,7 @@ def test_what_kto_leaves_of_a_ranking_is_said(given, tmp_path, capsys):
 def test_lost_end_tokens_are_counted(given, tmp_path, capsys):
     settings = dict(max_length=12, overlong="cut-response", dry_run=True)
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
-    assert "responses are cut and so have no end token" in capsys.readouterr().err
+    assert " responses cut, and so without an end token" in capsys.readouterr().err
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused(given, tmp_path, capsys):
