@@ -68,13 +68,10 @@ class Objective:
         return self.loss(reference, reference, replace(comparison, baseline=reference.sum.new_zeros(())))
 
     def all_at_reference(self, units: Sequence[Encoded]) -> dict[str, float]:
-        """Average metrics over ``units`` of a policy that is the reference: nothing needs to be computed.
-
-        But for accuracies: it prefers no response to another.
-        """
+        """Average metrics over ``units`` of a policy that is the reference: nothing needs to be computed."""
         output, metrics = self.at_reference(units), Metrics()
         metrics.add({"loss": output.loss, **output.metrics})
-        return {name: value for name, value in metrics.reduce().items() if name != "rewards/accuracies"}
+        return metrics.reduce()
 
     def reference_logprobs(self, batch: Sequence[Encoded]) -> LogProbs | None:
         """[R] sums and lengths, from the store's figures."""
