@@ -164,7 +164,7 @@ class Recorder:
         if step == 0:
             outcome.sample(self.job, self.state.cast.policy, "before")
         if self.job.data.held_out:
-            with self.display.pass_(f"eval at step {step}", len(self.job.data.held_out)) as advance:
+            with self.display.pass_(f"held-out data at step {step}", len(self.job.data.held_out)) as advance:
                 values = evaluate(self.state, self.job.data.held_out, self.job.schedule, self.method)
                 advance(len(self.job.data.held_out))
             self._write(step, "eval", values)

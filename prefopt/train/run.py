@@ -178,7 +178,8 @@ class Recorder:
             values = objective.all_at_reference(units)  # known without another pass
             self._write(0, split, values)
             return values
-        with self.display.pass_(f"{split} at step {step}", len(units)) as advance:
+        which = "held-out" if split == "eval" else split
+        with self.display.pass_(f"{which} data at step {step}", len(units)) as advance:
 
             def progress(more: float) -> None:
                 advance(more)

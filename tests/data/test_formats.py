@@ -373,10 +373,9 @@ def test_a_near_name_is_suggested():
 
 
 def test_a_label_from_csv_is_text():
-    assert [read("kto", {"prompt": "a", "completion": "b", "label": v}).responses[0].score for v in ("True", "0")] == [
-        1,
-        0,
-    ]
+    texts = {"True": 1, "0": 0, "yes": 1, "No": 0}
+    rows = [{"prompt": "a", "completion": "b", "label": text} for text in texts]
+    assert [read("kto", row).responses[0].score for row in rows] == [*texts.values()]
 
 
 def test_a_helpsteer_preference_of_zero_is_a_tie():

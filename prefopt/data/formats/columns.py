@@ -71,7 +71,7 @@ def number(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+TRUTHS = {word: True for word in ("true", "yes", "1", "1.0")} | {word: False for word in ("false", "no", "0", "0.0")}
 
 
 def truth(value: Any) -> bool | None:
