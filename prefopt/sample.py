@@ -41,7 +41,8 @@ from prefopt.types import Example, Finding
 
 GROUP = 4
 """batches in a group: enough to put prompts of one length together, few enough to lose little when stopped"""
-MAY_CHANGE = {"resume", "device"}
+MAY_CHANGE = {"resume", "device", "data", "format"}
+"""of the data, the prompts that are answered already may not"""
 
 Draw = Callable[[Sequence[Prompt], int, int], list[list[Sampled]]]
 """prompts, responses to each, and the number of the first prompt -> the responses"""
@@ -156,9 +157,16 @@ def answer(
         for i in range(n):
             mine = scored[i * (best_of or 1) : (i + 1) * (best_of or 1)]
             sampled, value = max(mine, key=lambda pair: pair[1] or 0.0) if best_of else mine[0]
-            prompt = example.prompt if isinstance(example.prompt, str) else [m._asdict() for m in example.prompt]
-            row: dict[str, Any] = {"prompt": prompt, "completion": sampled.text, "ended": sampled.ended}
+            row: dict[str, Any] = {
+                "prompt": _as_json(example.prompt),
+                "completion": sampled.text,
+                "ended": sampled.ended,
+            }
             yield row | ({} if value is None else {"reward": value}) | {"source": example.source}
+
+
+def _as_json(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt]
 
 
 def _model(config: Sample, display: Display) -> Draw:
@@ -243,10 +251,10 @@ def _whole_rows(config: Sample, asked: Sequence[Example]) -> int:
             if not line.endswith("\n"):
                 break
             try:
-                source = json.loads(line)["source"]
+                prompt = json.loads(line)["prompt"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{config.out}:{count + 1} was not written by prefopt sample") from None
-            if count // config.n >= len(asked) or source != asked[count // config.n].source:
+            if count // config.n >= len(asked) or prompt != _as_json(asked[count // config.n].prompt):
                 raise UserError(f"{config.out}:{count + 1} answers another prompt than --data has there now")
             count += 1
     return count

@@ -182,6 +182,18 @@ def test_an_output_of_other_settings_is_refused(given, tmp_path, capsys):
     assert f"--model is {reference} and was {model}" in capsys.readouterr().err
     other = tiny.write(tmp_path / "other.jsonl", [{"prompt": "never"}])
     assert sample(other, out, model=model, resume=True) == 2
+    assert "out.jsonl:1 answers another prompt" in capsys.readouterr().err
+
+
+def test_a_file_that_was_renamed_and_grew_is_continued(given, tmp_path):
+    model, _, data = given
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    assert sample(data, out, model=model, batch_size=1) == 0
+    more = tiny.write(tmp_path / "more.jsonl", [{"prompt": prompt} for prompt in (*PROMPTS, "again", "on", "under")])
+    assert sample(more, out, model=model, batch_size=1, resume=True) == 0
+    assert sample(more, whole, model=model, batch_size=1) == 0
+    mine, theirs = ([{**row, "source": ""} for row in rows(file)] for file in (out, whole))
+    assert mine == theirs and len(mine) == 9
 
 
 def test_the_best_of_n_is_the_best_of_those_drawn(given, tmp_path):
