@@ -29,11 +29,12 @@ from prefopt.data.formats.conversation import turns
 from prefopt.data.formats.layout import Layout
 from prefopt.data.mix import open_source
 from prefopt.data.read import read_rows
-from prefopt.errors import RunFailed, Stopped, UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.generate import Prompt, Realign, TransformersGenerator
 from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
+from prefopt.signals import resumable
 from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
@@ -62,7 +63,7 @@ def run(config: Sample) -> int:
         _cut(config.out, done * config.n)
         if begun:
             display.note(f"{config.out}: {done:,} of {len(asked):,} prompts are answered already")
-        with display.pass_("prompts", len(asked) - done) as advance, _appending(config.out) as file:
+        with resumable(), display.pass_("prompts", len(asked) - done) as advance, _appending(config.out) as file:
             for start in range(done, len(asked), size):
                 group = asked[start : start + size]
                 file.writelines(
@@ -82,8 +83,6 @@ def _appending(file: Path) -> Iterator[IO[str]]:
         yield opened
     except OSError as error:
         raise RunFailed(f"{file}: cannot be written ({error.strerror}); --resume continues") from error
-    except KeyboardInterrupt:
-        raise Stopped("stopped; what was answered is kept: continue with the same command and --resume") from None
     finally:
         with suppress(OSError):  # every write was flushed, and one that failed has been told of
             opened.close()

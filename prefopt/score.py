@@ -24,11 +24,12 @@ from prefopt.config import Score
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.data.shelf import each
-from prefopt.errors import RunFailed, Stopped, UserError
+from prefopt.errors import RunFailed, UserError
 from prefopt.model.figures import Figures
 from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.model.reference import response_keys
-from prefopt.model.scoring import known, scope_of
+from prefopt.model.scoring import figures_of, scope_of
+from prefopt.signals import resumable
 from prefopt.statistics import proportion
 from prefopt.terminal import counted
 from prefopt.train.display import Display
@@ -56,13 +57,11 @@ def run(config: Score) -> int:
         if not data.examples:
             raise UserError(f"{', '.join(config.data)}: nothing is left to score")
         _check_writable(config.out)
-        try:
+        with resumable("the same command"):
             policy = _figures(config, config.policy, data.examples, display)
             reference = _figures(config, config.reference, data.examples, display) if config.reference else None
-        except KeyboardInterrupt:
-            raise Stopped("stopped; what was computed is kept: the same command goes on from there") from None
-        tally = Tally()
-        _write(config.out, _rows(data.examples, policy, reference, config.beta, tally))
+            tally = Tally()
+            _write(config.out, _rows(data.examples, policy, reference, config.beta, tally))
         for text in tally.words():
             display.note(text)
     return 0
@@ -74,7 +73,7 @@ def _figures(config: Score, name: str, examples: Sequence[Encoded], display: Dis
     lm = load_model(name, config.dtype, config.device, longest)
     if lm.why:
         display.note(lm.why)
-    return known(lm, scope_of(lm), lambda: iter(examples), config.tokens_per_microbatch, display, name)
+    return figures_of(lm, scope_of(lm), lambda: iter(examples), config.tokens_per_microbatch, display, name)
 
 
 def _rows(
@@ -117,7 +116,7 @@ class Tally:
             pairs = f"{counted(len(self.margins), 'pair')} (95 % interval)"
             yield f"the better response has the higher {self.key} in {share} of {pairs}"
         elif self.margins:
-            yield f"in each of {counted(len(self.margins), 'pair')} both responses have the same {self.key}"
+            yield f"both responses of every pair have the same {self.key}"
 
 
 def _check_writable(out: Path | None) -> None:
@@ -128,10 +127,10 @@ def _check_writable(out: Path | None) -> None:
         raise UserError(f"--out {out} exists: choose another file, or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _written(out):
-            pass
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise UserError(f"--out {out}: cannot be written; choose another file")
 
 
 def _write(out: Path | None, rows: Iterable[Row]) -> None:
@@ -147,12 +146,12 @@ def _write(out: Path | None, rows: Iterable[Row]) -> None:
 
 @contextmanager
 def _written(out: Path) -> Iterator[IO[str]]:
-    """A file that is there whole or not at all; a pipe or a device as it is."""
-    if out.exists() and not out.is_file():
+    """A file that is there whole or not at all; a link, a pipe or a device as it is."""
+    if out.is_symlink() or (out.exists() and not out.is_file()):
         with open(out, "w", encoding="utf-8") as file:
             yield file
         return
-    aside = out.with_name(f".tmp-{out.name}")
+    aside = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     try:
         with open(aside, "w", encoding="utf-8") as file:
             yield file

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 
+from prefopt.errors import Stopped
+
 
 @contextmanager
 def term_interrupts() -> Iterator[None]:
@@ -25,6 +27,21 @@ def term_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def resumable(how: str = "the same command and --resume") -> Iterator[None]:
+    """What is interrupted within the block has kept what it did: Stopped, which says how to go on.
+
+    >>> with resumable("the same command"):
+    ...     raise KeyboardInterrupt
+    Traceback (most recent call last):
+    prefopt.errors.Stopped: stopped; what was done is kept: continue with the same command
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; what was done is kept: continue with {how}") from None
 
 
 class Stop:

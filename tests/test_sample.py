@@ -166,7 +166,7 @@ def test_stopped_says_how_to_go_on(given, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(module, "answer", stopped)
         assert sample(data, out, model=model, batch_size=1) == 75
-    assert "what was answered is kept: continue with the same command and --resume" in capsys.readouterr().err
+    assert "what was done is kept: continue with the same command and --resume" in capsys.readouterr().err
     assert len(rows(out)) == 4
     assert sample(data, out, model=model, batch_size=1, resume=True) == 0
     assert out.read_bytes() == whole.read_bytes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,8 +82,8 @@ def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(scoring, "_rows", stopped)
         assert score(*models, data, out, *small) == 75
-    assert "the same command goes on from there" in capsys.readouterr().err
-    assert 10 < sum(asked) < 48 and not out.read_bytes()
+    assert "what was done is kept: continue with the same command" in capsys.readouterr().err
+    assert 10 < sum(asked) < 48 and not out.exists()
     assert score(*models, data, out, *small) == 0
     assert sum(asked) == 96
     assert score(*models, data, whole, *small) == 0
@@ -101,7 +103,7 @@ def test_a_model_beside_itself(models, tmp_path, capsys):
     data = tiny.pairs(tmp_path / "p.jsonl")
     assert score(models[0], models[0], data) == 0
     told = capsys.readouterr()
-    assert "in each of 24 pairs both responses have the same reward" in told.err
+    assert "both responses of every pair have the same reward" in told.err
     assert [json.loads(line)["reward"] for line in told.out.splitlines()] == [0.0] * 48
 
 
@@ -120,3 +122,23 @@ def test_a_disk_that_is_full_costs_nothing_that_was_computed(models, tmp_path, a
     assert Path("/dev/full").is_char_device() and sum(asked) == 96
     assert score(*models, data, tmp_path / "out.jsonl") == 0
     assert sum(asked) == 96
+
+
+def test_a_link_and_a_pipe_are_written_as_they_are(models, tmp_path):
+    data, link, pipe = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "link.jsonl", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "target.jsonl")
+    assert score(*models, data, link) == 0
+    assert link.is_symlink() and len(read(tmp_path / "target.jsonl")) == 48
+    os.mkfifo(pipe)
+    read_by = threading.Thread(target=lambda: (tmp_path / "got.jsonl").write_text(pipe.read_text()))
+    read_by.start()
+    assert score(*models, data, pipe) == 0
+    read_by.join()
+    assert read(tmp_path / "got.jsonl") == read(tmp_path / "target.jsonl")
+
+
+def test_an_out_that_cannot_be_written_is_told_before_anything_is_computed(models, tmp_path, asked, capsys):
+    data = tiny.pairs(tmp_path / "p.jsonl")
+    assert score(*models, data, tmp_path) == 2
+    assert score(*models, data, tmp_path / "p.jsonl" / "out.jsonl") == 2
+    assert capsys.readouterr().err.count("cannot be written") == 1 and not asked

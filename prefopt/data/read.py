@@ -374,7 +374,8 @@ def _cells(stream: IO[bytes], name: str, delimiters: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW)  # of the module, whose default of 128 KB is below a long answer
     lines = (line for _, line in _lines(stream, name))
     first = next(lines, "")
-    delimiter = next((d for d in delimiters if d in first), delimiters[0])
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    delimiter = next((d for d in delimiters if d in unquoted), delimiters[0])
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1

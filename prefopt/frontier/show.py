@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"
 SPARED = "time", "steps", "margin", "accuracy, training", "held-out loss"
 """columns that a narrow window goes without, the first of them first: all stand in results.json and report.html"""
+NAME = 24
+"""letters of a run's name in a line, where there is no room for all"""
 _ENDS = re.compile(r" \([^()]* to [^()]*\)")
 """of an interval"""
 
@@ -27,25 +29,27 @@ _ENDS = re.compile(r" \([^()]* to [^()]*\)")
 def table(results: Row, console: Console | None = None) -> None:
     """Print one line for each run; columns that no run fills are left out, and where a window is narrow some more."""
     console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # where no window sets it, a table is not to be squeezed
     rows = [*_reference(results), *map(_cells, results["runs"])]
     used = [i for i in range(len(COLUMNS)) if any(len(row) > i and row[i] for row in rows)]
     spared = [COLUMNS.index(name) for name in SPARED if COLUMNS.index(name) in used]
     plain = [[_ENDS.sub("", cell) for cell in row] for row in rows]
     choices = ((cells, spared[:n]) for cells in (rows, plain) for n in range(len(spared) + 1))
-    tables = (_table(cells, [i for i in used if i not in without]) for cells, without in choices)
-    shown = next((table for table in tables if _width(table) <= console.width), _table(plain, used))
+    tables = [_table(rows, used, None)]
+    tables += [_table(cells, [i for i in used if i not in without]) for cells, without in choices]
+    if not console.is_terminal:
+        console.width = _width(tables[0])  # where no window sets it, a table is not to be squeezed
+    shown = next((table for table in tables if _width(table) <= console.width), tables[-1])
     console.print(shown)
     for run in results["runs"]:
         if run["status"] == "failed":
             console.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
 
 
-def _table(rows: Sequence[Sequence[str]], used: Sequence[int]) -> Table:
+def _table(rows: Sequence[Sequence[str]], used: Sequence[int], name: int | None = NAME) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i in used:
-        table.add_column(COLUMNS[i], justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
+    table.add_column(COLUMNS[0], overflow="fold", max_width=name)
+    for i in used[1:]:
+        table.add_column(COLUMNS[i], justify="right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(row[i] or "–")) for i in used))
     return table

@@ -314,15 +314,15 @@ class Sweeping:
                 at = f"run {number} of {len(self.runs)}: {planned.name}"
                 _say(f"{at}{', finished before' if planned.finished else ''}")
                 found.append(self._perform(planned))
+            results: dict[str, Any] = {"runs": found}
+            if points := start + [point for record in found if (point := _point(record))]:
+                results["frontier"] = {"points": points}
+            self._write(results, config)
         except Stopped as stopped:
             raise Stopped(f"{at}: {stopped}") from None
         except KeyboardInterrupt:
             where = at or "the reference's samples"
             raise Stopped(f"stopped at {where}; all is saved: continue with the same command and --resume") from None
-        results: dict[str, Any] = {"runs": found}
-        if points := start + [point for record in found if (point := _point(record))]:
-            results["frontier"] = {"points": points}
-        self._write(results, config)
         return results
 
     def _perform(self, planned: Planned) -> dict[str, Any]:
@@ -340,7 +340,11 @@ class Sweeping:
         record |= {"status": "done", **{key: results[key] for key in kept}}
         if self.sampling.responses:
             file = planned.job.out / "estimate.json"
-            record["estimate"] = self._measured(file, str(planned.job.out / "model"), planned.job)
+            try:
+                record["estimate"] = self._measured(file, str(planned.job.out / "model"), planned.job)
+            except (UserError, RunFailed) as error:  # the policy went astray; the other runs have their figures
+                _say(f"{planned.name} failed: {error}")
+                record |= {"status": "failed", "error": str(error)}
         return record
 
     def _start(self) -> list[dict[str, Any]]:
@@ -379,14 +383,16 @@ class Sweeping:
             raise RunFailed(f"{file}: cannot be written ({error.strerror}); the runs are kept: use --resume") from error
         show.table(results)
         print(f"\nresults  {file}")
+        (self.out / "frontier.svg").unlink(missing_ok=True)
         if picture:
             _write(self.out / "frontier.svg", picture)
             print(f"picture  {self.out / 'frontier.svg'}")
         try:
-            report_on([self.out], self.out / "report.html")
+            written = report_on([self.out], self.out / "report.html")
         except OSError as error:
             raise RunFailed(f"{self.out / 'report.html'}: cannot be written ({error.strerror})") from error
-        print(f"report   {self.out / 'report.html'}")
+        if written:
+            print(f"report   {self.out / 'report.html'}")
 
 
 def _check_folder(out: Path, chosen: Sequence[Chosen]) -> None:

@@ -20,7 +20,7 @@ from prefopt.model.quiet import quiet
 
 NAMES = {"cpu": "prefopt_footprint_cpu", "cuda": "prefopt_footprint"}
 TOKENS = 32, 64
-OF_USE = {"cpu": 1024, "cuda": 16384}
+MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 """tokens computed at once, beyond which nothing is gained"""
 
 log = logging.getLogger(__name__)

@@ -7,37 +7,28 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-import numpy as np
-
 from prefopt.model.figures import Figures
 from prefopt.model.fingerprint import model_fingerprint
-from prefopt.model.footprint import OF_USE
+from prefopt.model.footprint import MOST_TOKENS
 from prefopt.model.language_model import LanguageModel
-from prefopt.model.reference import ReferenceStore, Row, Scope, default_path, fill, response_keys
+from prefopt.model.reference import ReferenceStore, Row, Scope, Sums, default_path, fill, response_keys
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.types import Encoded
 
 T = TypeVar("T")
 Logps = tuple[list[float], list[int]]
 """of one example's responses: log π(y|x) in nats, and tokens"""
-SOME = 4096
-"""examples at a time: packing has something to choose from, progress is seen, and not all are in memory"""
+AT_ONCE = 4096
+"""examples: packing has something to choose from, progress is seen, and not all are in memory"""
 
 
 def scored(lm: LanguageModel, examples: Sequence[Encoded], budget: int | None = None) -> list[Logps]:
     """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
-    found: list[Logps] = []
-    for some in _at_once(iter(examples)):
-        known = dict[int, Logps]()
-        for group in lm.microbatches(some, budget or OF_USE[lm.device.type]):
-            logps = lm.score(lm.pack(group))
-            ends = np.cumsum([len(example.responses) for example in group])[:-1]
-            sums = np.split(logps.sum.double().cpu().numpy(), ends)
-            lengths = np.split(logps.length.long().cpu().numpy(), ends)
-            for example, s, n in zip(group, sums, lengths, strict=True):
-                known[id(example)] = (s.tolist(), n.tolist())
-        found += [known[id(example)] for example in some]
-    return found
+    found: Sums = {}
+    for group in lm.microbatches(examples, budget or MOST_TOKENS[lm.device.type]):
+        found.update((key, (total, length)) for key, total, length in _rows(lm, group))
+    of_each = ([found[key] for key in response_keys(example)] for example in examples)
+    return [([total for total, _ in known], [length for _, length in known]) for known in of_each]
 
 
 def scope_of(lm: LanguageModel) -> Scope:
@@ -45,7 +36,7 @@ def scope_of(lm: LanguageModel) -> Scope:
     return Scope(model_fingerprint(lm.module), "", str(lm.dtype).removeprefix("torch."))
 
 
-def known(
+def figures_of(
     lm: LanguageModel,
     scope: Scope,
     asked: Callable[[], Iterator[Encoded]],
@@ -65,7 +56,7 @@ def known(
         if missing:
             with shown.pass_(title, missing) as advance:
                 for some in _at_once(asked()):
-                    _compute(lm, some, budget or OF_USE[lm.device.type], figures, store, advance)
+                    _compute(lm, some, budget or MOST_TOKENS[lm.device.type], figures, store, advance)
     return figures
 
 
@@ -108,5 +99,5 @@ def _rows(lm: LanguageModel, group: list[Encoded]) -> list[Row]:
 
 
 def _at_once(things: Iterator[T]) -> Iterator[list[T]]:
-    while some := list(islice(things, SOME)):
+    while some := list(islice(things, AT_ONCE)):
         yield some

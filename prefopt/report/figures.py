@@ -208,7 +208,7 @@ def frontier(
 ) -> Markup:
     """``curve``: (KL, reward) of the most that is possible; ``paths``: points in the order that a run came by them.
 
-    ``names``: what each role is called, for a picture that stands alone.
+    ``names``: what is drawn in which role, for a picture that stands alone.
     """
 
     def draw(axes: Axes) -> None:
@@ -230,7 +230,7 @@ def frontier(
                 if p.kl_interval:
                     axes.plot(p.kl_interval, [p.reward, p.reward], color=colour, linewidth=1)
             axes.plot(kl[-1:], reward[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
-        for role, name in (names or {}).items():
+        for name, role in (names or {}).items():
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
         if names:
             axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.4, ncols=2)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -32,20 +31,24 @@ from prefopt.report.read import Run, apart
 def frontier(runs: Sequence[Run]) -> Markup | None:
     curve: list[tuple[float, float]] = []
     named: dict[str, list[dict[str, Any]]] = {}
+    taken = {part.name: f"run-{i % figures.SERIES}" for i, part in enumerate(apart(runs))}
     for run in runs:
         if run.results.get("frontier") is not None:
             more, points = _read(run)
             curve = curve or more
+            parts = {part.folder.name: part.name for part in run.parts}
             for point in points:
                 name = point["name"] if len(runs) == 1 else f"{run.name}: {point['name']}"
+                if run.parts:  # those of a sweep are called and coloured as in the tables, and their start is grey
+                    name = parts.get(point["name"], name)
+                    taken.setdefault(name, "reference")
                 named.setdefault(name, []).append(point if len(runs) == 1 else {**point, "family": name})
     if not named:
         return None
-    parts = {part.name: f"run-{i % figures.SERIES}" for i, part in enumerate(apart(runs))}
-    roles = _roles(named, parts if len(runs) == 1 and runs[0].parts else {})
+    roles = _roles(named, taken if any(run.parts for run in runs) else {})
     paths = [[_point(point, roles[name]) for point in points] for name, points in named.items()]
     svg = figures.frontier(curve, paths, "Expected reward against KL", (5.0, 3.3))
-    keys = [(role, "marks", family) for role, family in _names(named, roles).items()]
+    keys = [(role, "marks", family) for family, role in _families(named, roles).items()]
     if curve:
         keys.insert(0, ("reference", "line", "the most that is possible"))
     caption = "Up is better, left is closer to the reference"
@@ -63,7 +66,7 @@ def frontier(runs: Sequence[Run]) -> Markup | None:
 def picture(found: Mapping[str, Any]) -> str:
     """An SVG file of "frontier" in results.json: where every run ended, and a line through those of a family."""
     named = {name: list(points) for name, points in itertools.groupby(found["points"], lambda point: point["name"])}
-    roles = _roles(named)
+    roles = _roles(named, {})
     families: dict[str, list[figures.Point]] = {}
     for name, points in named.items():
         ends = [point for point in points if "step" not in point] or points[-1:]
@@ -72,7 +75,7 @@ def picture(found: Mapping[str, Any]) -> str:
     ends = [[end] for of_family in families.values() for end in of_family]
     label = "Expected reward against KL, by method"
     return figures.standalone(
-        figures.frontier(found["curve"], [*lines, *ends], label, (6.4, 4.6), _names(named, roles))
+        figures.frontier(found["curve"], [*lines, *ends], label, (6.4, 4.6), _families(named, roles))
     )
 
 
@@ -80,9 +83,7 @@ def _family(name: str, points: Sequence[Mapping[str, Any]]) -> str:
     return str(points[-1].get("family", name))
 
 
-def _roles(
-    named: Mapping[str, Sequence[Mapping[str, Any]]], taken: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, str]:
+def _roles(named: Mapping[str, Sequence[Mapping[str, Any]]], taken: Mapping[str, str]) -> dict[str, str]:
     """The colour of each name: that of its family, which may be ``taken`` already."""
     families = dict.fromkeys(_family(name, points) for name, points in named.items())
     left = (f"run-{i % figures.SERIES}" for i in itertools.count(len(taken)))
@@ -90,9 +91,9 @@ def _roles(
     return {name: roles[_family(name, points)] for name, points in named.items()}
 
 
-def _names(named: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, str]) -> dict[str, str]:
-    """What each colour is called."""
-    return {roles[name]: _family(name, points) for name, points in named.items()}
+def _families(named: Mapping[str, Sequence[Mapping[str, Any]]], roles: Mapping[str, str]) -> dict[str, str]:
+    """The colour of each."""
+    return {_family(name, points): roles[name] for name, points in named.items()}
 
 
 def _read(run: Run) -> tuple[list[tuple[float, float]], list[dict[str, Any]]]:

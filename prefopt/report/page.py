@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import prefopt
 from prefopt.report.figures import numbered
 from prefopt.report.html import environment
-from prefopt.report.read import Run, apart
+from prefopt.report.read import Run, apart, told
 from prefopt.report.sections import OF_ALL, OF_EACH
 from prefopt.report.words import byline, verdict
+from prefopt.terminal import counted
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -23,6 +24,7 @@ def page(runs: Sequence[Run]) -> str:
         title=title,
         kicker=_kicker(runs, each),
         runs=each,
+        failed=[record for run in runs for record in told(run) if record.get("status") == "failed"],
         verdict=verdict(each),
         byline=byline(runs),
         sections=sections,
@@ -32,5 +34,6 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _kicker(runs: Sequence[Run], each: Sequence[Run]) -> str:
-    what = "a run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"Report on a sweep of {len(each)} runs" if len(runs) == 1 and runs[0].parts else f"Report on {what}"
+    if len(runs) == 1:
+        return f"Report on a sweep of {counted(len(each), 'run')}" if told(runs[0]) else "Report on a run"
+    return f"Report on {counted(len(each), 'run')}"

@@ -76,9 +76,18 @@ def apart(runs: Sequence[Run]) -> list[Run]:
     return [one for run in runs for one in (run.parts or [run])]
 
 
+FILES = "config.yaml", "metrics.jsonl", "results.json"
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in FILES)
+
+
 def read_run(folder: Path, name: str) -> Run:
-    files = {part: folder / part for part in ("config.yaml", "metrics.jsonl", "results.json")}
-    if not any(file.is_file() for file in files.values()):
+    files = {part: folder / part for part in FILES}
+    if not _is_run(folder):
+        if folder.is_dir() and (runs := [inner.name for inner in sorted(folder.iterdir()) if _is_run(inner)]):
+            return Run(folder, name, False, {}, {"runs": [{"name": run} for run in runs]}, [], [], [], {})
         what = "is no folder" if not folder.is_dir() else f"holds no run: none of {', '.join(files)} is in it"
         raise UserError(f"{folder} {what}; name the --out of a run")
     history = read_metrics(files["metrics.jsonl"]) if files["metrics.jsonl"].is_file() else []
@@ -93,15 +102,25 @@ def read_run(folder: Path, name: str) -> Run:
         history,
         _rows(folder / "pairs.jsonl"),
         _rows(folder / "samples.jsonl"),
-        _object(folder / "estimate.json") if (folder / "estimate.json").is_file() else {},
+        {},
     )
 
 
 def _runs_of(sweep: Run, prefix: str) -> list[Run]:
-    """Those that a sweep tells of and that left something behind."""
-    names = [str(run["name"]) for run in sweep.results.get("runs", ()) if isinstance(run, dict) and "name" in run]
-    folders = {name: sweep.folder / name for name in names}
-    return [read_run(folder, prefix + name) for name, folder in folders.items() if folder.is_dir()]
+    """Those that did not fail, as the sweep tells of them, with what it estimated."""
+    found = []
+    for record in told(sweep):
+        name, estimate = record["name"], record.get("estimate") or {}
+        folder = sweep.folder / name
+        if record.get("status", "done") == "done" and folder.name == name and _is_run(folder):
+            found.append(replace(read_run(folder, prefix + name), estimate=estimate))
+    return found
+
+
+def told(sweep: Run) -> list[Row]:
+    """What a sweep's results say of its runs; of anything else nothing."""
+    runs = sweep.results.get("runs")
+    return [run for run in runs if isinstance(run, dict) and "name" in run] if isinstance(runs, list) else []
 
 
 def _so_far(history: Sequence[Row]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from prefopt.report.frontier import frontier
 from prefopt.report.html import part
 from prefopt.report.read import Row, Run
 from prefopt.report.words import prefers
-from prefopt.train.summary import summarize, table_rows
+from prefopt.train.summary import rows_of, summarize, table_rows
 
 WORST = 6
 """pairs that are shown with their text"""
+DATA = {"eval": " Held-out data.", "train": " Training data."}
 LEARNED = 0.1
 """a weight below it, a fifth of where every pair began, is one of a pair that was long learned"""
 
@@ -59,9 +60,7 @@ def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     for run in runs:
         methods.append(str(run.results.get("method", run.settings.get("loss", "–"))))
         on.append("held-out" if run.results.get("held_out") else "training")
-        _, rows = table_rows(
-            {"training": {"after": run.judged.get("after", {})}, "unit": run.results.get("unit", "pair")}
-        )
+        rows = rows_of([run.judged.get("after", {})], run.results.get("unit", "pair"))
         columns.append(dict(rows) | dict(_sampled(run)))
     labels = list(dict.fromkeys(label for column in columns for label in column))
     rows = [[label, *(column.get(label, "–") for column in columns)] for label in labels]
@@ -73,11 +72,11 @@ def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
 
 def _sampled(run: Run) -> Iterator[tuple[str, str]]:
     """KL and reward of what the policy was seen to answer."""
-    for axis, label in (("kl", "KL, of samples"), ("reward", "reward, of samples")):
+    for axis, label in (("kl", "KL"), ("reward", "reward")):
         if found := _interval(run, axis):
             value, low, high = found
-            yield label, f"{value:.3f}"
-            yield f"  interval of the {label[: -len(', of samples')]}", f"{low:.3f} to {high:.3f}"
+            yield f"{label}, of samples", f"{value:.3f}"
+            yield f"  interval of the {label}", f"{low:.3f} to {high:.3f}"
 
 
 def _interval(run: Run, axis: str) -> tuple[float, float, float] | None:
@@ -85,8 +84,9 @@ def _interval(run: Run, axis: str) -> tuple[float, float, float] | None:
     try:
         found = run.estimate.get(axis)
         return found and (float(found["value"]), float(found["low"]), float(found["high"]))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f'{run.folder / "estimate.json"}: "{axis}" must hold "value", "low" and "high"') from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        file = run.folder.parent / "results.json"
+        raise UserError(f'{file}: the "{axis}" of {run.name} must hold "value", "low" and "high"') from None
 
 
 def against_kl(runs: Sequence[Run]) -> Markup | None:
@@ -161,7 +161,7 @@ def _metric(
                 keys.append((colour, how, label))
     else:
         split = _split(runs, name)
-        caption += " Held-out data." if split == "eval" else " Training data."
+        caption += DATA[split]
         for i, run in enumerate(runs):
             if curve := _curve(run, split, name, role(i), "marks" if split == "eval" else "steps"):
                 lines.append(curve._replace(band=None))
@@ -171,10 +171,10 @@ def _metric(
     return part("figure", title, figures.over_steps(lines, f"{title} over the steps", level, percent), keys, caption)
 
 
-def _split(runs: Sequence[Run], name: str) -> str:
-    """On which data to compare the runs that know this figure."""
-    know = [run for run in runs if _records(run, "train", name) or _records(run, "eval", name)]
-    return "eval" if all(_records(run, "eval", name) for run in know) else "train"
+def _split(runs: Sequence[Run], *names: str) -> str:
+    """On which data to compare the runs that know one of these figures."""
+    know = [(run, name) for run in runs for name in names if any(_records(run, s, name) for s in ("train", "eval"))]
+    return "eval" if all(_records(run, "eval", name) for run, name in know) else "train"
 
 
 def _records(run: Run, split: str, name: str) -> list[Row]:
@@ -197,11 +197,12 @@ def _curve(run: Run, split: str, name: str, colour: str, how: str) -> Curve | No
 
 def _log_probs(runs: Sequence[Run]) -> Markup | None:
     lines, keys = [], []
+    compared = _split(runs, "logps/chosen", "logps/rejected")
     for i, run in enumerate(runs):
         for side, dashed in (("chosen", False), ("rejected", True)):
             name = f"logps/{side}"
             if len(runs) > 1:
-                curve = _curve(run, _split(runs, name), name, role(i), "dashes" if dashed else "marks")
+                curve = _curve(run, compared, name, role(i), "dashes" if dashed else "marks")
                 lines += [curve] if curve else []
                 keys += [(role(i), "line", run.name)] if curve and not dashed else []
                 continue
@@ -213,7 +214,8 @@ def _log_probs(runs: Sequence[Run]) -> Markup | None:
         return None
     svg = figures.over_steps(lines, "Log-probability of the chosen and the rejected responses over the steps")
     caption = "How likely the model finds the responses, in nats; where both fall, probability goes to other answers."
-    caption += " Dashed: rejected." if len(runs) > 1 else ""
+    if len(runs) > 1:
+        caption += f" Dashed: rejected.{DATA[compared]}"
     return part("figure", "Log-probability", svg, keys, caption)
 
 

@@ -62,17 +62,18 @@ def _of_several(runs: Sequence[Run]) -> str:
         return ""
     after = {run.name: run.judged["after"] for run in known}
     highest = max(figures["rewards/accuracies"] for figures in after.values())
-    best, *equal = (name for name, figures in after.items() if figures["rewards/accuracies"] == highest)
+    tops = [name for name, figures in after.items() if figures["rewards/accuracies"] == highest]
     held_out = "held-out " if known[0].results.get("held_out") else ""
-    if len(equal) + 1 == len(after):
-        return f"{_listed([best, *equal])} have the same {held_out}accuracy: {accuracy(after[best])}."
+    best = min(tops, key=lambda name: after[name].get("rewards/accuracies_low", highest))  # the least sure
+    if len(tops) == len(after):
+        return f"{_listed(list(after))} have the same {held_out}accuracy: {accuracy(after[best])}."
     low = after[best].get("rewards/accuracies_low")
     near = [
         name
         for name, figures in after.items()
-        if name not in (best, *equal) and low is not None and figures.get("rewards/accuracies_high", 0.0) >= low
+        if name not in tops and low is not None and figures.get("rewards/accuracies_high", 0.0) >= low
     ]
-    first = f"{_listed([best, *equal])} have" if equal else f"{best} has"
+    first = f"{_listed(tops)} have" if len(tops) > 1 else f"{best} has"
     sentence = f"Of {_listed(list(after))}, {first} the highest {held_out}accuracy: {accuracy(after[best])}"
     if near and low is not None:
         theirs = (

@@ -23,7 +23,7 @@ from prefopt.rl.prompts import Asked, prepare
 from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
-from prefopt.signals import Stop, stop_on_signal
+from prefopt.signals import Stop, resumable, stop_on_signal
 from prefopt.terminal import counted
 from prefopt.train import checkpoint, optimizer, outcome, rng, seen
 from prefopt.train.alone import alone
@@ -63,7 +63,7 @@ def method_of(config: settings.PPO) -> PPO:
 
 def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     """Train as planned; as `run` otherwise."""
-    with alone(job.out):
+    with alone(job.out), resumable():
         return _execute(job, method, reward)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from prefopt.config import Training
-from prefopt.model.footprint import OF_USE, kept_a_token
+from prefopt.model.footprint import MOST_TOKENS, kept_a_token
 from prefopt.train.loop import Schedule
 
 
@@ -68,9 +68,9 @@ def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) ->
     choose the same.
     """
     if device.type != "cuda":
-        return fitting(max(4 * 10**8, held // 4), each, most=OF_USE["cpu"])
+        return fitting(max(4 * 10**8, held // 4), each, most=MOST_TOKENS["cpu"])
     room = int(0.8 * torch.cuda.get_device_properties(device).total_memory) - held
-    return fitting(room, each, most=OF_USE["cuda"])
+    return fitting(room, each, most=MOST_TOKENS["cuda"])
 
 
 def held(parameters: int, optimizer: str = "adamw") -> int:

@@ -79,7 +79,7 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     try:
         save_model(job, lm, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
-        report_on([job.out], job.out / "report.html")
+        reported = report_on([job.out], job.out / "report.html")
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
@@ -87,19 +87,23 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
         ) from error
     summary = summarize(read_metrics(job.metrics_file), figures)
     render(summary, figures)
-    print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}\nreport   {job.out / 'report.html'}")
+    print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}")
+    if reported:
+        print(f"report   {job.out / 'report.html'}")
 
 
-def report_on(folders: Sequence[Path], out: Path) -> None:
-    """A page that cannot be drawn costs the page, not the run."""
+def report_on(folders: Sequence[Path], out: Path) -> bool:
+    """Whether there is a page: one that cannot be drawn costs the page, not the run."""
     from prefopt import report  # matplotlib takes a second to import
 
     try:
         report.write(folders, out)
+        return True
     except OSError:
         raise
     except Exception as error:
         log.warning("no report.html: %s: %s; the run is complete without it", type(error).__name__, error)
+        return False
 
 
 def save_model(job: Job, lm: LanguageModel, card: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def account(findings: Sequence[Finding]) -> list[str]:
     for kind in dict.fromkeys(f.kind for f in findings):
         of_kind = [f for f in findings if f.kind == kind]
         dropped = sum(f.drops for f in of_kind)
-        why = of_kind[0].message.partition("\n")[0][:WHY]
+        why = textwrap.shorten(of_kind[0].message.partition("\n")[0], WHY, placeholder=" …")
         first, *others = (f.source for f in of_kind[:3])
         places = ", ".join([f"{first} ({why})", *others, *(["..."] if len(of_kind) > 3 else [])])
         done = "dropped" if dropped == len(of_kind) else f"{dropped} dropped" if dropped else "kept"

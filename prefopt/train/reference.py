@@ -17,7 +17,7 @@ from prefopt import config as settings
 from prefopt.data import plan
 from prefopt.model.load import load_model
 from prefopt.model.reference import check_step_zero
-from prefopt.model.scoring import known, scope_of
+from prefopt.model.scoring import figures_of, scope_of
 from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.loop import evaluation_batches
@@ -33,7 +33,7 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
     if name is not None and not _same_model(name, config.model):
         reference = load_model(name, config.dtype, config.device, job.data.longest)
     scope, budget = scope_of(reference), objective.tokens_without_gradient
-    figures = known(reference, scope, lambda: _asked(job, objective), budget, display, "reference log-probs")
+    figures = figures_of(reference, scope, lambda: _asked(job, objective), budget, display, "reference log-probs")
     return replace(objective, reference=figures, reference_is=scope.model)
 
 

@@ -22,7 +22,7 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.errors import Stopped, UserError
 from prefopt.model.load import load_model
-from prefopt.signals import Stop, stop_on_signal
+from prefopt.signals import Stop, resumable, stop_on_signal
 from prefopt.train import checkpoint, evidence, optimizer, outcome, rng
 from prefopt.train.alone import alone
 from prefopt.train.display import Display
@@ -72,11 +72,8 @@ def execute(
     ``make`` loads what is trained, by default the policy and what it is compared with; ``examine`` adds to the
     results what it finds of it in the end.
     """
-    with alone(job.out):
-        try:
-            return _execute(job, make or _objective, examine)
-        except KeyboardInterrupt:  # before the first step or after the last: between them the loop answers to signals
-            raise Stopped("stopped; what was computed is kept: continue with the same command and --resume") from None
+    with alone(job.out), resumable():
+        return _execute(job, make or _objective, examine)
 
 
 def _execute(job: Job, make: Callable[..., Any], examine: Callable[..., dict[str, Any]]) -> dict[str, Any]:

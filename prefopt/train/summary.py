@@ -394,14 +394,20 @@ def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for when in ("before", "after")
         if split.get(when)
     ]
+    header = ["", *(label for label, _ in columns)]
+    return header, rows_of([figures for _, figures in columns], results.get("unit", "pair"))
+
+
+def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
+    """A label, and a cell for each column."""
     rows = []
     for label, name, form in ROWS:
-        if any(name in figures for _, figures in columns):
-            counted = f"{results.get('unit', 'pair')}s" if name == "pairs" else label
-            rows.append([counted, *(_cell(figures, name, form) for _, figures in columns)])
-        if name == "rewards/accuracies" and any(f"{name}_low" in figures for _, figures in columns):
-            rows.append(["  95 % interval", *(_interval(figures) for _, figures in columns)])
-    return ["", *(label for label, _ in columns)], rows
+        if any(name in figures for figures in columns):
+            label = f"{unit}s" if name == "pairs" else label
+            rows.append([label, *(_cell(figures, name, form) for figures in columns)])
+        if name == "rewards/accuracies" and any(f"{name}_low" in figures for figures in columns):
+            rows.append(["  95 % interval", *(_interval(figures) for figures in columns)])
+    return rows
 
 
 def _cell(figures: Figures, name: str, form: str) -> str:

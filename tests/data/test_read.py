@@ -95,6 +95,8 @@ def test_the_forms_that_json_comes_in(tmp_path, name, text):
 def test_a_table_of_a_spreadsheet_may_have_semicolons(tmp_path):
     (tmp_path / "a.csv").write_text('prompt;chosen;rejected\n"1,5;";a;b\n')
     assert fields(tmp_path / "a.csv") == [{"prompt": "1,5;", "chosen": "a", "rejected": "b"}]
+    (tmp_path / "c.csv").write_text('"a, b";c\n1;2\n')
+    assert fields(tmp_path / "c.csv") == [{"a, b": "1", "c": "2"}]
     (tmp_path / "b.csv").write_text('a,"b;c"\n1;2,3\n')
     assert fields(tmp_path / "b.csv") == [{"a": "1;2", "b;c": "3"}]
 

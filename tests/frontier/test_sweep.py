@@ -25,7 +25,7 @@ from prefopt.config import Setting
 from prefopt.errors import RunFailed, UserError
 from prefopt.frontier import show, sweep
 from prefopt.losses import DPO, options_of
-from prefopt.model import scoring
+from prefopt.model.reference import ReferenceStore
 from prefopt.train import run
 from tests.train import tiny
 
@@ -195,19 +195,18 @@ def results(out: Path) -> dict[str, Any]:
 def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, capsys):
     """Three runs and the same figures as `prefopt train`; extended, the first three are not trained again."""
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    rows, trained = scoring._rows, []
+    put, trained = ReferenceStore.put, []
     asked: list[str] = []
 
-    def counting(lm: Any, group: Any) -> Any:
-        found = rows(lm, group)
-        asked.extend(key for key, _, _ in found)
-        return found
+    def counting(store: ReferenceStore, rows: Any) -> None:
+        asked.extend(key for key, _, _ in rows)
+        put(store, rows)
 
     def executing(job: Any) -> Any:
         trained.append(job.out.name)
         return run.execute(job)
 
-    monkeypatch.setattr(scoring, "_rows", counting)
+    monkeypatch.setattr(ReferenceStore, "put", counting)
     monkeypatch.setattr(sweep, "execute", executing)
     out = tmp_path / "s"
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2", reward=reward)) == 0
@@ -243,7 +242,7 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
     )
     monkeypatch.undo()
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(scoring, "_rows", counting)
+    monkeypatch.setattr(ReferenceStore, "put", counting)
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2,5", reward=reward, resume=True)) == 0
     assert [one["name"] for one in results(out)["runs"]][2] == "loss-dpo_beta-5" and len(asked) == count
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2", reward=reward, resume=True, batch_size=8)) == 2
@@ -347,23 +346,42 @@ def test_without_a_reward_the_picture_shows_accuracies():
     assert show.picture({"runs": [{**one, "held_out": None}, {"name": "b", "status": "failed"}]}) is None
 
 
-@pytest.mark.parametrize(
-    ("width", "held_out", "without"),
-    [
-        (200, "0.600 (0.500 to 0.700)", ()),
-        (100, "0.600 (0.500 to 0.700)", ("time", "steps", "margin")),
-        (70, "0.600", ("time", "steps", "margin")),
-        (10, "0.600", ("time", "steps", "margin", "held-out loss")),
-    ],
-)
-def test_a_narrow_window_goes_without_some_columns(width, held_out, without) -> None:
-    name = "rewards/accuracies"
-    after = {name: 0.6, f"{name}_low": 0.5, f"{name}_high": 0.7, "rewards/margins": 1.0, "loss": 0.5}
-    interval = dict(value=0.2, low=0.1, high=0.3)
-    one = {"name": "a", "status": "done", "steps": 3, "seconds": 4.0, "estimate": {"kl": interval, "reward": interval}}
+LONG = "group-by-prompt-true_learning-rate-0.0005_loss-ipo"
+
+
+@pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 45])
+@pytest.mark.parametrize("name", ["a", LONG])
+def test_a_narrow_window_goes_without_columns_but_cuts_no_figure(width, name) -> None:
+    accuracy = "rewards/accuracies"
+    after = {accuracy: 0.6, f"{accuracy}_low": 0.5, f"{accuracy}_high": 0.7, "rewards/margins": 1.0, "loss": 0.5}
+    kl, reward = dict(value=10.25, low=9.5, high=11.5), dict(value=-3.5, low=-4.5, high=-2.5)
+    one = {"name": name, "status": "done", "steps": 3, "seconds": 4.0, "estimate": {"kl": kl, "reward": reward}}
     out = io.StringIO()
     console = Console(width=width, file=out, force_terminal=True, no_color=True)
     show.table({"runs": [one | {"training": {"after": after}, "held_out": {"after": after}}]}, console)
-    said = out.getvalue()
-    assert ("held out" in said and held_out in said) or width == 10
-    assert not any(column in said for column in without)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines()
+    said = "".join(lines)
+    assert max(map(len, lines)) <= width
+    assert all(column in said for column in ("run", "held out", "KL, nats", "reward"))
+    assert all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", said) for figure in ("0.600", "10.250", "-3.500"))
+    below = lines[next(i for i, line in enumerate(lines) if "──" in line) + 1 :]
+    assert "".join(re.split(r"\s{2,}", line.strip())[0] for line in below) == name
+    assert ("9.500 to 11.500" in said) == (width >= (120 if name == LONG else 100))
+    assert ("time" in said) == (width >= 200)
+
+
+def test_a_policy_that_went_astray_costs_its_own_figures_only(given, tmp_path, monkeypatch, capsys):
+    measure, out = sweep.measure, tmp_path / "s"
+
+    def measured(policy: str, *rest: Any) -> Any:
+        if "beta-2" in policy:
+            raise UserError("its log-probs are not finite")
+        return measure(policy, *rest)
+
+    monkeypatch.setattr(sweep, "measure", measured)
+    assert main(swept(out, given, "beta=1,2")) == 1
+    said = capsys.readouterr()
+    assert "beta-2 failed: its log-probs are not finite" in said.out
+    one, other = results(out)["runs"]
+    assert one["status"] == "done" and one["estimate"]["kl"] and other["status"] == "failed"
+    assert "beta-2 failed: its log-probs are not finite" in (out / "report.html").read_text()

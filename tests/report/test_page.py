@@ -143,6 +143,40 @@ def test_the_best_is_named_among_those_that_can_be_compared(tmp_path):
     assert "highest" not in page(tmp_path, runs[0], trained).text
 
 
+def test_the_least_sure_of_equals_speaks_for_them(tmp_path):
+    runs = [with_accuracy(tmp_path / name, accuracy) for name, accuracy in (("a", 0.75), ("b", 0.75), ("c", 0.7))]
+    results = json.loads((runs[1] / "results.json").read_text())
+    results["held_out"]["after"] |= {"rewards/accuracies_low": 0.74, "rewards/accuracies_high": 0.76}
+    (runs[1] / "results.json").write_text(json.dumps(results))
+    for order in (runs, [runs[1], runs[0], runs[2]]):
+        text = page(tmp_path, *order).text
+        assert "75.0 % (95 % interval 65.0 to 85.0); the interval of c overlaps with it" in text
+
+
+def test_chosen_and_rejected_are_compared_on_the_same_data(tmp_path):
+    sft = tmp_path / "sft"
+    sft.mkdir()
+    made.lines(sft / "metrics.jsonl", [{"step": i, "split": "train", "logps/chosen": -9.0} for i in range(3)])
+    text = page(tmp_path, sft, made.run(tmp_path / "dpo")).text
+    assert "Dashed: rejected. Training data." in text
+    assert "Dashed: rejected. Held-out data." in page(tmp_path, made.run(tmp_path / "a"), tmp_path / "dpo").text
+
+
+def test_every_run_of_a_large_sweep_is_in_the_legend(tmp_path):
+    names = [f"beta-{i}" for i in range(12)]
+    for name in names:
+        made.run(tmp_path / "sweep" / name)
+    points = [{"name": name, "kl": i, "reward": i} for i, name in enumerate(["reference", *names])]
+    results = {"runs": [{"name": name} for name in names], "frontier": {"points": points}}
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps(results))
+    page(tmp_path, tmp_path / "sweep")
+    html = (tmp_path / "report.html").read_text()
+    keys = re.findall(r"--c: var\(--([\w-]+)\)\"></i>([\w-]+)</span>", html[: html.index("</figure>")])
+    assert keys == [("reference", "reference"), *((f"run-{i % 10}", name) for i, name in enumerate(names))]
+    html = page(tmp_path, tmp_path / "sweep", made.run(tmp_path / "dpo")).text
+    assert "sweep/beta-0" in html and "sweep: reference" in html and "sweep: beta-0" not in html
+
+
 def test_runs_of_different_kinds_each_show_what_they_know(tmp_path):
     ppo = tmp_path / "ppo"
     ppo.mkdir()
@@ -161,20 +195,32 @@ def test_a_sweep_is_its_runs(tmp_path):
     sweep = tmp_path / "sweep"
     kl = {end: value for end, value in (("value", 1.5), ("low", 1.2), ("high", 1.8))}
     for name, accuracy in (("beta-1", 0.6), ("beta-2", 0.8)):
-        (with_accuracy(sweep / name, accuracy) / "estimate.json").write_text(json.dumps({"kl": kl}))
-    records = [{"name": name} for name in ("beta-1", "beta-2", "failed")]
+        with_accuracy(sweep / name, accuracy)
+    made.run(sweep / "beta-3", finished=False)
+    text = page(tmp_path, sweep).text
+    assert "Report on a sweep of 3 runs" in text and "beta-3: This run has not finished" in text
+
+    records = [{"name": name, "status": "done", "estimate": {"kl": kl}} for name in ("beta-1", "beta-2")]
+    records += [{"name": "beta-3", "status": "failed", "error": "it diverged"}, {"name": "../sweep"}]
     (sweep / "results.json").write_text(json.dumps({"runs": records}))
     text = page(tmp_path, sweep).text
-    assert "Report on a sweep of 2 runs" in text and "Of beta-1 and beta-2, beta-2 has the highest" in text
+    assert (
+        "Report on a sweep of 2 runs" in text
+        and "beta-3 failed: it diverged" in text
+        and "Of beta-1 and beta-2, beta-2 has the highest" in text
+    )
     assert "Accuracy against KL" in text and re.search(r"KL, of samples\s*1.500\s*1.500", text)
     assert "sweep/beta-1" in page(tmp_path, sweep, made.run(tmp_path / "dpo")).text
     point = {"name": "beta-1", "kl": 1.5, "reward": 0.3}
     (sweep / "results.json").write_text(json.dumps({"runs": records, "frontier": {"points": [point]}}))
     text = page(tmp_path, sweep).text
     assert "Reward against KL" in text and "efficiency" not in text
-    (sweep / "beta-1" / "estimate.json").write_text('{"kl": 3}')
-    with pytest.raises(UserError, match=r'beta-1/estimate.json: "kl" must hold "value", "low" and "high"'):
+    records[0]["estimate"] = {"kl": 3}
+    (sweep / "results.json").write_text(json.dumps({"runs": records}))
+    with pytest.raises(UserError, match=r'results.json: the "kl" of beta-1 must hold "value", "low" and "high"'):
         page(tmp_path, sweep)
+    (sweep / "results.json").write_text('{"runs": 3}')
+    assert "Report on a run" in page(tmp_path, sweep).text
 
 
 def test_runs_of_one_name_are_told_apart(quick, tmp_path):

@@ -115,7 +115,7 @@ def test_stopped_before_the_first_step(given, whole, tmp_path, monkeypatch, caps
     with monkeypatch.context() as patched:
         patched.setattr(run, at, interrupted)
         assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **LONG) == 75
-    assert "what was computed is kept: continue with the same command and --resume" in capsys.readouterr().err
+    assert "what was done is kept: continue with the same command and --resume" in capsys.readouterr().err
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **LONG, resume=True) == 0
     assert_the_same(tmp_path / "run", whole)
 

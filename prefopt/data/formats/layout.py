@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefopt.data.formats.columns import TEXT, BadRow, Kind, type_of
+from prefopt.data.formats.columns import MESSAGES, TEXT, BadRow, Kind, type_of
 from prefopt.data.formats.conversation import SCORES, Content, Fields, Turns
 from prefopt.data.read import Row
 from prefopt.errors import UserError
@@ -167,7 +167,8 @@ def _no_layout(rows: Sequence[Row]) -> str:
     near = [one for one in LAYOUTS.values() if len(one.columns) > 2 and one.lacks_one(columns)]
     if len(parts) == 1 and near:
         parts.append(" or ".join(f'as {one.name} it lacks "{one.lacks(columns)[0]}"' for one in near[:2]))
-    if set(columns) & PROMPTS and not any(spare for spare in set(columns) - PROMPTS if TEXT.holds(columns[spare])):
+    others = [value for name, value in columns.items() if name != "prompt"]
+    if (TEXT | MESSAGES).holds(columns.get("prompt")) and not any(isinstance(o, str | list | dict) for o in others):
         parts.append("prompts alone are for prefopt sample and prefopt ppo; here their responses are needed too")
     if len(parts) == 1:
         parts.append(f"rename them to prompt, chosen and rejected, or say --format with one of {', '.join(LAYOUTS)}")
