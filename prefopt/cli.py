@@ -10,6 +10,7 @@ environment, what a user did wrong shows its traceback too.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -43,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("prefopt: interrupted; finished files are kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read our output, such as `head`, has seen enough; Python must not flush into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        print(f"prefopt: {error.filename or 'the output'} cannot be written: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefopt import config
+from prefopt.signals import deferred
 
 
 class Command(NamedTuple):
@@ -30,7 +31,8 @@ class Command(NamedTuple):
 
     def run(self, settings: Any, dry_run: bool = False) -> None:
         module, _, name = self.function.partition(":")
-        function = getattr(importlib.import_module(module), name)
+        with deferred():
+            function = getattr(importlib.import_module(module), name)
         function(settings, dry_run) if self.trains else function(settings)
 
     def flags(self) -> Iterator[Flag]:

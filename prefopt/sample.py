@@ -217,7 +217,7 @@ def _server(config: Sample) -> Draw:
 def _begun(config: Sample, asked: Sequence[Example]) -> int:
     """How many whole rows the output holds; they, and the settings beside it, must be those of this run."""
     beside = config.out.with_name(config.out.name + ".yaml")
-    if not config.out.exists():
+    if not config.out.exists() or not config.out.stat().st_size:
         _open(config, beside)
         return 0
     if not config.resume:

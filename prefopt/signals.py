@@ -30,6 +30,29 @@ def term_interrupts() -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """A first signal within the block interrupts at its end: an import that is broken off leaves half a module."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    got: list[int] = []
+
+    def later(signum: int, frame: FrameType | None) -> None:
+        if got:
+            raise KeyboardInterrupt
+        got.append(signum)
+
+    before = {number: signal.signal(number, later) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if got:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def resumable(how: str = "the same command and --resume") -> Iterator[None]:
     """What is interrupted within the block has kept what it did: Stopped, which says how to go on.
 

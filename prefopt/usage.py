@@ -1,7 +1,8 @@
-"""What ``--help`` prints: one line for each command or flag, in 100 columns, without importing anything slow."""
+"""What ``--help`` prints: one line for each command or flag, in at most 100 columns, without slow imports."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 import typing
 from pathlib import Path
@@ -10,7 +11,7 @@ import prefopt
 from prefopt.commands import COMMANDS, Flag
 from prefopt.config import flag
 
-WIDTH = 100
+WIDTH = min(100, max(60, shutil.get_terminal_size((100, 24)).columns))
 
 
 def usage() -> str:

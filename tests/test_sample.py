@@ -196,6 +196,15 @@ def test_a_file_that_was_renamed_and_grew_is_continued(given, tmp_path):
     assert mine == theirs and len(mine) == 9
 
 
+def test_a_file_without_a_row_is_not_begun(given, tmp_path):
+    model, _, data = given
+    mine, out = tmp_path / "mine.py", tmp_path / "out.jsonl"
+    mine.write_text("def few(pairs):\n    return []\ndef longest(pairs):\n    return [len(r) for _, r in pairs]\n")
+    assert sample(data, out, model=model, reward=f"{mine}:few") == 2
+    assert sample(data, out, model=model, reward=f"{mine}:longest") == 0
+    assert len(rows(out)) == len(PROMPTS)
+
+
 def test_the_best_of_n_is_the_best_of_those_drawn(given, tmp_path):
     model, _, data = given
     mine = tmp_path / "mine.py"

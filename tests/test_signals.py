@@ -1,7 +1,12 @@
-"""A worker does not outlive the process that started it."""
+"""A worker does not outlive the process that started it, and no import is broken off."""
 
+import signal
 import subprocess
 import sys
+
+import pytest
+
+from prefopt.signals import deferred
 
 SCRIPT = """
 import time
@@ -27,3 +32,18 @@ def test_a_worker_ends_with_its_parent(tmp_path) -> None:
     parent.kill()
     rest, _ = parent.communicate(timeout=60)  # which ends when nobody can write any more: the worker too has ended
     assert rest == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_is_not_broken_off(number):
+    done = []
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), deferred():
+        signal.raise_signal(number)
+        done.append("the rest of it")
+    assert done and signal.getsignal(number) is before
+    with pytest.raises(KeyboardInterrupt), deferred():
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        done.append("after a second one")
+    assert len(done) == 1

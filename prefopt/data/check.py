@@ -26,7 +26,7 @@ from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Part, Tra
 from prefopt.data.mix import Source, open_sources
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
-from prefopt.terminal import printable
+from prefopt.terminal import counted, printable
 from prefopt.types import Example, Finding, Message
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _cut(encoder: Encoder, draft: Draft, policy: Overlong) -> Cut:
 
 def render(report: Report) -> Group:
     """The report for a screen: counts, layout and one example, lengths, truncation, findings by kind."""
-    parts: list[Any] = [Text(", ".join(f"{n:,} {name}" for name, n in report.counts.items()), style="bold")]
+    parts: list[Any] = [Text(_counts(report.counts), style="bold")]
     parts += [Text(printable(line)) for line in (*report.layouts, *report.notes)]
     parts.append(Panel(_shown(report.sample), title="one example", title_align="left"))
     if report.lengths:
@@ -216,6 +216,16 @@ def render(report: Report) -> Group:
         parts.append(_table(f"at --max-length {report.max_length}", columns, rows))
     parts += _findings(report.findings)
     return Group(*parts)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    """
+    >>> _counts({"rows": 2, "examples": 1, "usable": 1})
+    '2 rows, 1 example, 1 usable'
+    """
+    return ", ".join(
+        counted(n, name.removesuffix("s")) if name.endswith("s") else f"{n:,} {name}" for name, n in counts.items()
+    )
 
 
 def _shown(sample: dict[str, str]) -> Text:
@@ -288,7 +298,9 @@ def run(config: Check) -> None:
         console.width = console.width if console.is_terminal else 120
         console.print(render(report))
     if config.strict and report.findings:
-        raise UserError(f"{len(report.findings):,} findings in {', '.join(config.data)}; --strict refuses such data")
+        raise UserError(
+            f"{counted(len(report.findings), 'finding')} in {', '.join(config.data)}; --strict refuses such data"
+        )
 
 
 def _limit(model: str, load_config: Any) -> int | None:

@@ -47,7 +47,9 @@ def units(examples: Sequence[Encoded], unit: Unit) -> Units:
         number.extend(parts)
     if every and not of:
         have = "single responses" if all(len(scores) == 1 for scores in every) else "comparisons without an order"
-        other = "sft or kto" if unit in ("pair", "ranking") else "dpo"
+        labelled = any(score is not None for scores in every for score in scores)
+        single = "kto, or sft" if labelled else "sft"
+        other = single if unit in ("pair", "ranking") else "dpo"
         if unit == "demonstration":
             have, other = "responses labelled undesirable", "kto"
         if unit == "response" and have == "single responses":

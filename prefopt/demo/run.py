@@ -129,12 +129,15 @@ def begin(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
     if resume and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         if before != settings:
-            raise UserError(f"--out {out} holds a demo with other settings: continue it with those, {before}")
+            other = ", ".join(key for key in before if before[key] != settings.get(key))
+            raise UserError(
+                f"--out {out} holds a demo with other settings ({other}): continue it with those it began with"
+            )
         if (out / "report.html").exists():
             raise UserError(f"--out {out} holds a demo that is finished: there is nothing to resume")
         return
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty: choose another folder, or remove it")
+        raise UserError(f"--out {out} is not empty: go on with --resume, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
 

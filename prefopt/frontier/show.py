@@ -40,6 +40,8 @@ def table(results: Row, console: Console | None = None) -> None:
         console.width = _width(tables[0])  # where no window sets it, a table is not to be squeezed
     shown = next((table for table in tables if _width(table) <= console.width), tables[-1])
     console.print(shown)
+    if shown not in tables[:2]:
+        console.print("More columns in a wider window, and in report.html.")
     for run in results["runs"]:
         if run["status"] == "failed":
             console.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
@@ -114,12 +116,13 @@ def picture(results: Row) -> str | None:
     Rewards against KL where they are known, with the exact frontier if the results hold its ``curve``; otherwise
     the held-out accuracies.
     """
+    runs = [run["name"] for run in results["runs"] if run.get("status", "done") == "done"]
     frontier = results.get("frontier", {})
     places = [_of_point(point) for point in frontier.get("points", [])]
     if places:
-        return draw(places, "expected reward", frontier.get("curve", []))
+        return draw(places, "expected reward", frontier.get("curve", []), runs)
     places = [place for run in results["runs"] if (place := _of_run(run))]
-    return draw(places, "held-out accuracy", []) if places else None
+    return draw(places, "held-out accuracy", [], runs) if places else None
 
 
 def _of_point(point: Row) -> Place:
@@ -139,8 +142,11 @@ def _of_run(run: Row) -> Place | None:
     return Place(run["name"], (kl["value"], kl["low"], kl["high"]), (heights[0], heights[1], heights[2]))
 
 
-def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]]) -> str:
-    """Each point labelled, with its intervals as a cross, so that colour alone tells nothing."""
+CORNERS = (1, True), (-1, False), (1, False), (-1, True)
+
+
+def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]], runs: Sequence[str]) -> str:
+    """Each point labelled, with its intervals as a cross; ``runs`` have their colours, what is none of them is grey."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -155,14 +161,21 @@ def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]])
                 *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the most that is possible"
             )
             axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"])
-        for number, place in enumerate(places):
+        for i, place in enumerate(sorted(places, key=lambda place: place.kl)):
             (x, left, right), (y, low, high) = place.kl, place.height
-            colour = COLOUR[f"run-{number % SERIES}"]
+            colour = COLOUR[f"run-{runs.index(place.name) % SERIES}" if place.name in runs else "reference"]
             axes.plot([left, right], [y, y], color=colour, linewidth=0.9, alpha=0.6)
             axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.6)
             axes.plot([x], [y], color=colour, marker="o", markersize=5.5)
+            side, up = CORNERS[i % len(CORNERS)]  # neighbours' names on different sides
             axes.annotate(
-                place.name.replace("$", r"\$"), (x, y), (6, 5), textcoords="offset points", color=COLOUR["ink"], size=8
+                place.name.replace("$", r"\$"),
+                (x, y),
+                (6 * side, 5 if up else -11),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                color=COLOUR["ink"],
+                size=8,
             )
         axes.margins(x=0.12, y=0.08)
         axes.set_xlabel("KL to the reference, nats")

@@ -124,6 +124,8 @@ def from_folder(from_pretrained: Any, name: str, what: str, **options: Any) -> A
         raise UserError(f"{name}: no such folder, so no {what} to load")
     if local and not (path / "config.json").exists() and (path / "model" / "config.json").exists():
         raise UserError(f"{name} is the folder of a run, so no {what} to load: did you mean {path / 'model'}?")
+    if local and not any((path / f"{file}.json").exists() for file in ("config", "tokenizer_config", "tokenizer")):
+        raise UserError(f"{name} is no model's folder, so no {what} to load: it holds no config.json")
     try:
         with quiet():
             return from_pretrained(str(path) if local else name, **options)

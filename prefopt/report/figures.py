@@ -18,12 +18,13 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
 SERIES = 10
 ROLES = ("ink", "muted", "grid", "chosen", "rejected", "reference", "held-out", *(f"run-{i}" for i in range(SERIES)))
 """names of CSS variables"""
 COLOUR = {role: f"#fe{number:02x}fd" for number, role in enumerate(ROLES)}
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 POINTS = 240
 """drawn of one curve: more than there are pixels to see them by"""
 
@@ -91,10 +92,11 @@ def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, 
         for curve in curves:
             _draw(axes, curve)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        steps = {x for curve in curves for x in curve.x}
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True) if len(steps) > 1 else FixedLocator([*steps]))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if percent:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
     return _svg(draw, label)
 
@@ -299,7 +301,7 @@ def inline(svg: str, label: str) -> Markup:
     svg = re.sub(r"font-family:[^;]*; |transform=\"rotate\(-0 [^\"]*\"", "", svg)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), tag[0]), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     return Markup(re.sub(r"<g>\n?</g>\n?", "", svg))
 

@@ -131,11 +131,13 @@ def _so_far(history: Sequence[Row]) -> dict[str, Any]:
 
     def around(split: str) -> dict[str, Row] | None:
         records = [record for record in history if record["split"] == split]
-        first = [record for record in records if record["step"] == 0]
-        return {"before": figures(first[0]) if first else {}, "after": figures(records[-1])} if records else None
+        first = next((figures(record) for record in records if record["step"] == 0), {})
+        last = next((figures(record) for record in reversed(records) if record["step"]), {})
+        return {"before": first, "after": last} if records else None
 
     steps = max((record["step"] for record in history), default=0)
-    return {"steps": steps, "training": around("training"), "held_out": around("eval")}
+    sampled = any("reward" in record for record in history)  # of PPO every step is an evaluation
+    return {"steps": steps, "training": around("train" if sampled else "training"), "held_out": around("eval")}
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -56,17 +56,14 @@ def outcome(runs: Sequence[Run]) -> Markup | None:
 
 def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """A column for each run, after training, on its held-out data if it has some."""
-    columns, methods, on = [], [], []
-    for run in runs:
-        methods.append(str(run.results.get("method", run.settings.get("loss", "–"))))
-        on.append("held-out" if run.results.get("held_out") else "training")
-        rows = rows_of([run.judged.get("after", {})], run.results.get("unit", "pair"))
-        columns.append(dict(rows) | dict(_sampled(run)))
-    labels = list(dict.fromkeys(label for column in columns for label in column))
-    rows = [[label, *(column.get(label, "–") for column in columns)] for label in labels]
-    rows.insert(0, ["method", *methods])
-    if len(set(on)) > 1:
-        rows.insert(1, ["data", *on])
+    on = ["held-out" if run.results.get("held_out") else "training" for run in runs]
+    units = {run.results.get("unit", "pair") for run in runs}
+    rows = [["method", *(str(run.results.get("method", run.settings.get("loss", "–"))) for run in runs)]]
+    rows += [["data", *on]] if len(set(on)) > 1 else []
+    rows += rows_of([run.judged.get("after", {}) for run in runs], units.pop() if len(units) == 1 else "pair")
+    sampled = [dict(_sampled(run)) for run in runs]
+    labels = dict.fromkeys(label for column in sampled for label in column)
+    rows += [[label, *(column.get(label, "–") for column in sampled)] for label in labels]
     return [f"{on[0]}, after" if len(set(on)) == 1 else "after", *(run.name for run in runs)], rows
 
 
@@ -111,7 +108,7 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
     found = [
         (run.name if len(runs) > 1 else "", text)
         for run in runs
-        if run.history
+        if run.history and (run.finished or run.judged.get("after"))
         for text in summarize(run.history, run.results).warnings
     ]
     return part("section", "To be wary of", part("warnings", found)) if found else None
@@ -174,7 +171,9 @@ def _metric(
 def _split(runs: Sequence[Run], *names: str) -> str:
     """On which data to compare the runs that know one of these figures."""
     know = [(run, name) for run in runs for name in names if any(_records(run, s, name) for s in ("train", "eval"))]
-    return "eval" if all(_records(run, "eval", name) for run, name in know) else "train"
+    held_out = [len(_records(run, "eval", name)) for run, name in know]
+    trained = any(_records(run, "train", name) for run, name in know)
+    return "eval" if all(held_out) and (max(held_out, default=0) > 1 or not trained) else "train"
 
 
 def _records(run: Run, split: str, name: str) -> list[Row]:

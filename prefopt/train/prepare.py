@@ -80,7 +80,7 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
         seen = {*each(train, "prompt_key")}
         overlap = sum(key in seen for key in each(held_out, "prompt_key"))
         if overlap:
-            notes.append(f"{overlap} of {len(held_out)} held-out examples have a prompt that is trained on too")
+            notes.append(f"{overlap:,} of {len(held_out):,} held-out examples have a prompt that is trained on too")
             counts["held out and trained on"] = overlap
     elif config.eval_fraction:
         train, held_out = plan.split(train, config.eval_fraction, config.seed)
@@ -128,8 +128,8 @@ def account(findings: Sequence[Finding]) -> list[str]:
         why = textwrap.shorten(of_kind[0].message.partition("\n")[0], WHY, placeholder=" …")
         first, *others = (f.source for f in of_kind[:3])
         places = ", ".join([f"{first} ({why})", *others, *(["..."] if len(of_kind) > 3 else [])])
-        done = "dropped" if dropped == len(of_kind) else f"{dropped} dropped" if dropped else "kept"
-        lines.append(f"{len(of_kind)} {kind} ({done}): {places}")
+        done = "dropped" if dropped == len(of_kind) else f"{dropped:,} dropped" if dropped else "kept"
+        lines.append(f"{len(of_kind):,} {kind} ({done}): {places}")
     return lines
 
 

@@ -39,7 +39,9 @@ LENGTH_CORRELATION = 0.5
 OVERFIT_GAP = 0.10
 """accuracy, training minus held-out; smaller gaps are usual, and larger ones must also be beyond the interval"""
 OVERFIT_RISE = 0.05
-"""held-out loss above its lowest, as a share of where it began"""
+"""a loss above where it began, or held-out above its lowest, as a share of where it began"""
+MANY_DROPPED = 0.05
+"""a share of the examples"""
 NOTHING_LEARNED = 0.05
 """accuracy's distance from one half"""
 KL_EXPLODED = 25.0
@@ -69,6 +71,8 @@ class Run:
     skipped: int
     held_out_seen: int = 0
     held_out_trained_on: int = 0
+    overlong: float = 0.0
+    """share of the examples that were left out for it"""
     unit: str = "pair"
     loss: str = ""
 
@@ -100,6 +104,7 @@ def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) 
         skipped=int(results.get("skipped_steps", 0)),
         held_out_seen=int(results.get("held_out_seen", 0)),
         held_out_trained_on=int(results.get("data", {}).get("held out and trained on", 0)),
+        overlong=results.get("data", {}).get("overlong", 0) / max(1, results.get("data", {}).get("given", 0)),
         unit=results.get("unit", "pair"),
         loss=str(results.get("loss", "")),
     )
@@ -207,6 +212,15 @@ def held_out_is_trained_on(run: Run) -> str | None:
     return None
 
 
+def many_overlong(run: Run) -> str | None:
+    if run.overlong > MANY_DROPPED:
+        return (
+            f"{100 * run.overlong:.0f} % of the examples were left out, being longer than --max-length; raise it where "
+            "the model takes more, or let --overlong cut-prompt or cut-response shorten them."
+        )
+    return None
+
+
 def chosen_fell(run: Run) -> str | None:
     """Likelihood displacement: the margin grows although the wanted answers become rarer."""
     name, before, after = run.judged
@@ -230,9 +244,21 @@ def _against_displacement(run: Run) -> str:
     return " or ".join(", ".join([*ways, "lower --learning-rate"]).rsplit(", ", 1))
 
 
+def loss_rose(run: Run) -> str | None:
+    before, after = run.training_before.get("loss"), run.training.get("loss")
+    if before is not None and after is not None and after - before > OVERFIT_RISE * abs(before) and not _sampled(run):
+        return f"Training loss rose: {before:.4f} → {after:.4f} on what was trained on; lower --learning-rate."
+    return None
+
+
+def _sampled(run: Run) -> bool:
+    """As PPO's, whose loss begins anew with each batch."""
+    return "reward" in run.training
+
+
 def margins_saturated(run: Run) -> str | None:
     margin = run.training.get("rewards/margins", 0.0)
-    if margin > SATURATED_MARGIN:
+    if margin > SATURATED_MARGIN and not loss_rose(run):
         return (
             f"Margins are saturated: {margin:+.1f} on training pairs, where a pair hardly pulls any more; "
             "fewer --epochs, or a larger --beta."
@@ -261,7 +287,7 @@ def overfitted(run: Run) -> str | None:
     if training - held_out > OVERFIT_GAP and beyond:
         return (
             f"Held-out accuracy {_accuracy(run.held_out)} is far below training's {_accuracy(run.training)}: "
-            "much of it was learned by heart; fewer steps or more data."
+            "what was learned does not carry over to new prompts; fewer steps or more data, if both are alike."
         )
     return None
 
@@ -323,6 +349,7 @@ def interval_wide(run: Run) -> str | None:
 
 WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     not_numbers,
+    loss_rose,
     steps_skipped,
     nothing_learned,
     preference_reversed,
@@ -330,6 +357,7 @@ WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     held_out_loss_rose,
     held_out_was_seen,
     held_out_is_trained_on,
+    many_overlong,
     chosen_fell,
     margins_saturated,
     length_drift,
@@ -429,7 +457,7 @@ def render(summary: Summary, results: Mapping[str, Any], console: Console | None
     if rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, label in enumerate(header):
-            table.add_column(Text(label), justify="left" if number == 0 else "right", no_wrap=number == 0)
+            table.add_column(Text(label), justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -364,8 +365,10 @@ def test_a_narrow_window_goes_without_columns_but_cuts_no_figure(width, name) ->
     assert max(map(len, lines)) <= width
     assert all(column in said for column in ("run", "held out", "KL, nats", "reward"))
     assert all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", said) for figure in ("0.600", "10.250", "-3.500"))
-    below = lines[next(i for i, line in enumerate(lines) if "──" in line) + 1 :]
+    start = next(i for i, line in enumerate(lines) if "──" in line) + 1
+    below = itertools.takewhile(str.strip, lines[start:])
     assert "".join(re.split(r"\s{2,}", line.strip())[0] for line in below) == name
+    assert ("More columns in a wider window" in said) == (width < 200)
     assert ("9.500 to 11.500" in said) == (width >= (120 if name == LONG else 100))
     assert ("time" in said) == (width >= 200)
 

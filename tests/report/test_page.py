@@ -65,6 +65,23 @@ def test_an_unfinished_run_says_so_and_shows_what_there_is(quick, tmp_path):
     assert "Loss" in found.text and "Before and after" in found.text
 
 
+def test_what_was_evaluated_before_the_first_step_only_is_not_what_came_out(quick, tmp_path):
+    run = made.run(tmp_path / "run", finished=False)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    made.lines(run / "metrics.jsonl", [r for r in records if r["split"] == "train" or r["step"] == 0])
+    text = page(tmp_path, run).text
+    assert "This run has not finished" in text and "Accuracy" in text
+    assert "Nothing was learned" not in text and "went from" not in text
+
+
+def test_figures_keep_the_digits_of_their_axes(tmp_path):
+    run = made.run(tmp_path / "run")
+    made.lines(run / "metrics.jsonl", [made.step(i, "train", 0, loss=0.69 + i / 1e4) for i in range(1, 9)])
+    page(tmp_path, run)
+    ticks = re.findall(r"<text[^>]*>(0\.6\d+)<", (tmp_path / "report.html").read_text())
+    assert len(ticks) == len(set(ticks)) > 2
+
+
 def test_a_run_without_any_line_yet(quick, tmp_path):
     run = made.run(tmp_path / "run", finished=False)
     (run / "metrics.jsonl").write_text("")

@@ -85,7 +85,8 @@ def test_one_of_a_comparison_is_desirable_and_one_is_not():
 @pytest.mark.parametrize(
     ("scores", "unit", "said"),
     [
-        ((1.0,), "pair", r"pairs of a better and a worse response.*single responses.*--loss sft or kto"),
+        ((1.0,), "pair", r"pairs of a better and a worse response.*single responses.*--loss kto, or sft"),
+        ((None,), "pair", r"single responses only, which are for prefopt train --loss sft$"),
         ((1.0, 1.0), "ranking", r"ranked responses.*comparisons without an order"),
         ((None,), "response", r"labelled desirable or not.*without a label only.*--loss sft"),
         ((0.0,), "demonstration", r"responses to imitate.*undesirable.*--loss kto"),

@@ -215,3 +215,16 @@ def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
     split = {"before": {"logps/chosen": -50.0}, "after": {"logps/chosen": -90.0}}
     results = {"training": split, "held_out": None, "loss": loss, "unit": unit}
     assert any(advice in text for text in summarize([], results).warnings)
+
+
+def test_a_loss_that_rose_is_said_first_and_its_margins_are_not_called_saturated():
+    first, *others = _warnings({"loss": 130.7, "rewards/margins": 197.7, "rewards/accuracies": 0.589})
+    assert first == "Training loss rose: 0.6931 → 130.7000 on what was trained on; lower --learning-rate."
+    assert not any("saturated" in text for text in others)
+    assert not any("rose" in text for text in _warnings({"loss": 130.7, "reward": 1.0}))  # PPO's tells nothing
+
+
+def test_many_that_were_left_out_are_told_of():
+    few, many = ({"given": 200, "overlong": count} for count in (8, 62))
+    assert not any("left out" in text for text in _warnings(data=few))
+    assert any("31 % of the examples were left out" in text for text in _warnings(data=many))
