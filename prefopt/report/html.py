@@ -25,6 +25,17 @@ def shown(value: object, limit: int = LONGEST) -> str:
     return printable(text[:limit]) + more
 
 
+def ending(value: object, limit: int = 600) -> str:
+    """The end of a long text, such as a conversation's last turn, which is what was answered.
+
+    >>> ending("0123456789abc", 10)
+    '(3 characters before) … 3456789abc'
+    """
+    text = str(value)
+    before = f"({len(text) - limit:,} characters before) … " if len(text) > limit else ""
+    return before + shown(text[-limit:])
+
+
 def number(text: str) -> str:
     """With a minus sign, which is as wide as a plus, where a hyphen stands before a figure.
 
@@ -50,7 +61,7 @@ environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-environment.filters |= {"shown": shown, "number": number, "flags": flags}
+environment.filters |= {"shown": shown, "ending": ending, "number": number, "flags": flags}
 
 
 def part(name: str, *arguments: Any, **named: Any) -> Any:
