@@ -14,7 +14,7 @@ from prefopt.progress import Advance
 if TYPE_CHECKING:
     import datasets
 
-NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 """owner/name/config:split"""
 
 

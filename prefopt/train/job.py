@@ -133,6 +133,8 @@ class Job:
         """UserError unless the run in the folder began with these settings and with data of this fingerprint."""
         file = self.out / "config.yaml"
         before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
+        if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
+            raise UserError(f"--out {self.out} holds a run of another command: choose another folder")
         _same_settings(file, before, now, now.keys() - FREE - FROM_DATA)
         if data != self.data.fingerprint:
             raise UserError(

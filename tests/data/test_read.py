@@ -244,6 +244,8 @@ def test_hub_names(monkeypatch):
         message("owner/name:dev") == 'owner/name:dev has no split "dev"; say owner/name:SPLIT with one of train, test'
     )
     assert message("no/such").endswith("the hub does not give it: Couldn't reach the hub")
+    assert message("nope") == "there is no file nope, and a data set on the hub is called owner/name"
+    assert len(asked) == 3
 
 
 @pytest.mark.usefixtures("forgetful")

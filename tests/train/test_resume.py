@@ -199,6 +199,11 @@ def test_a_run_is_not_overwritten(given, whole, capsys):
     assert tiny.metrics(whole) == before
 
 
+def test_a_run_is_not_continued_by_another_command(given, whole, capsys):
+    code = tiny.cli("sft", given.model, given.pairs, whole, **LONG, resume=True)
+    refused(capsys, code, "holds a run of another command: choose another folder")
+
+
 def test_nor_is_any_other_folder(given, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     refused(capsys, tiny.cli("train", given.model, given.pairs, tmp_path), "exists and is no run")
