@@ -191,12 +191,15 @@ def prefer(world: World, out: Path, start: Start) -> Outcome:
     return Outcome(FLAGSHIP, start.seed, way, logps, out / "dpo" / "model")
 
 
+TITLE = "The demo: DPO and its rivals beside the exact optimum"
+
+
 def publish(out: Path, figures: dict[str, Any], settings: Mapping[str, Any], flagship: Outcome) -> None:
     """The figures in a file, beside those of the run that is shown at length, with its KL, and the page about both."""
     write_results(out / "results.json", settings, figures)
     written = json.loads((out / "results.json").read_text(encoding="utf-8"))
     of_run = out / "dpo" / "results.json"
-    both = written | json.loads(of_run.read_text(encoding="utf-8"))
+    both = written | {"title": TITLE} | json.loads(of_run.read_text(encoding="utf-8"))
     of_run.write_text(json.dumps(both, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     with (out / "dpo" / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step, kl in [(0, 0.0), *((step, place.kl) for step, place in flagship.way)]:

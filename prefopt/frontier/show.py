@@ -145,8 +145,14 @@ def _of_run(run: Row) -> Place | None:
 CORNERS = (1, True), (-1, False), (1, False), (-1, True)
 
 
-def draw(places: Sequence[Place], height: str, curve: Sequence[Sequence[float]], runs: Sequence[str]) -> str:
-    """Each point labelled, with its intervals as a cross; ``runs`` have their colours, what is none of them is grey."""
+def draw(
+    places: Sequence[Place], height: str, curve: Sequence[Sequence[float]], runs: Sequence[str] | None = None
+) -> str:
+    """Each point labelled, with its intervals as a cross, so that colour alone tells nothing.
+
+    ``runs``: the names of those that have the colours of runs, in their order, by default all; others are grey.
+    """
+    runs = [place.name for place in places] if runs is None else runs
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -17,6 +17,8 @@ def page(runs: Sequence[Run]) -> str:
     """One HTML document about one run or several."""
     names = " · ".join(run.name for run in runs)
     title = names if len(runs) == 1 or len(names) <= 60 else f"{len(runs)} runs side by side"
+    if len(runs) == 1:  # a run may be part of something that has a name
+        title = str(runs[0].results.get("title", title))
     each = apart(runs)
     sections = [section for make in OF_ALL if (section := make(runs)) is not None]
     sections += [section for make in OF_EACH if (section := make(each)) is not None]

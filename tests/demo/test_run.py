@@ -84,6 +84,7 @@ def test_the_same_figures_everywhere(shortened):
     """Terminal, results.json, the report and the run that the report is about."""
     out, printed = shortened
     page, found = (out / "report.html").read_text(), results(out)
+    assert "The demo: DPO and its rivals" in page
     assert json.loads((out / "dpo" / "results.json").read_text())["frontier"] == found["frontier"]
     ends = {p["name"]: p for p in found["frontier"]["points"] if not p["name"].startswith("Best-of-N")}
     measured = map(json.loads, (out / "dpo" / "metrics.jsonl").read_text().splitlines())
