@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import prefopt
@@ -43,19 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prefopt: interrupted; finished files are kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # who read our output, such as `head`, has seen enough; Python must not flush into it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise
-        print(f"prefopt: {error.filename or 'the output'} cannot be written: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read our output, such as `head`, has seen enough
+        _say_no_more()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"prefopt: {error.filename or 'the output'} cannot be written: {error.strerror}", file=sys.stderr)
+            _say_no_more()
+            return 1
         traceback.print_exc()
         print(f"prefopt: failed by a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def _say_no_more() -> None:
+    """Python must not flush, as it ends, into an output that takes nothing."""
+    with suppress(OSError):  # where stdout is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> None:

@@ -36,6 +36,7 @@ from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
 from prefopt.types import Encoded
+from prefopt.whole import whole
 
 Row = dict[str, Any]
 
@@ -150,11 +151,6 @@ def _written(out: Path) -> Iterator[IO[str]]:
     if out.is_symlink() or (out.exists() and not out.is_file()):
         with open(out, "w", encoding="utf-8") as file:
             yield file
-        return
-    aside = out.with_name(f".tmp-{os.getpid()}-{out.name}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
+    else:
+        with whole(out) as file:
             yield file
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """One thread and no network, whatever the machine; and a cache that is gone with the tests."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -11,6 +13,23 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the order of su
 # Nothing is asserted on wall-clock time, and every run tries the same examples.
 hypothesis.settings.register_profile("any machine", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many responses models were asked about, a few at a time, with a store of its own."""
+    from prefopt.model import scoring
+
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    rows, counts = scoring._rows, []
+
+    def counting(*arguments: Any) -> Any:
+        found = rows(*arguments)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(scoring, "_rows", counting)
+    return counts
 
 
 @pytest.fixture(autouse=True, scope="session")

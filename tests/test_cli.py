@@ -1,5 +1,6 @@
 """The command line as a person types it: help at once, one configuration out of flags and YAML, and exit codes."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -245,6 +246,21 @@ def test_a_fault_of_our_own_shows_where(fake: Fake, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.endswith("prefopt: failed by a fault of its own: IndexError: list index out of range\n")
+
+
+def test_a_full_disk_is_no_fault_of_ours_and_any_other_error_of_the_system_is(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last_words(number: int) -> str:
+        def does() -> None:
+            raise OSError(number, os.strerror(number), "x.html")
+
+        fake.does = does
+        assert main(TRAIN) == 1
+        return capsys.readouterr().err
+
+    assert last_words(errno.ENOSPC) == "prefopt: x.html cannot be written: No space left on device\n"
+    assert "prefopt: failed by a fault of its own: PermissionError" in last_words(errno.EACCES)
 
 
 def test_debugging_shows_where_a_mistake_was_found(

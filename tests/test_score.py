@@ -24,21 +24,6 @@ def models(tmp_path_factory) -> tuple[str, str]:
     return tiny.model(folder / "policy"), tiny.model(folder / "reference", seed=1)
 
 
-@pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """How many responses the models were asked about, a few at a time, with a store of its own."""
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    rows, counts = scoring._rows, []
-
-    def counting(*arguments):
-        found = rows(*arguments)
-        counts.append(len(found))
-        return found
-
-    monkeypatch.setattr(scoring, "_rows", counting)
-    return counts
-
-
 def score(policy: str, reference: str | None, data: str, out: Path | None = None, *more: str) -> int:
     against = ["--reference", reference] if reference else []
     to = ["--out", str(out)] if out else []

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +46,7 @@ from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import execute
 from prefopt.types import Encoded, Example
+from prefopt.whole import whole
 
 Settings = dict[str, Setting]
 """What was set, by key, and where; an option of a loss is a key like any other."""
@@ -444,12 +444,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = file.with_name(f".tmp-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, file)
+        with whole(file) as opened:
+            opened.write(text + "\n")
     except OSError as error:
         raise RunFailed(f"{file}: cannot be written ({error.strerror}); the runs are kept: use --resume") from error
 

@@ -36,6 +36,6 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _kicker(runs: Sequence[Run], each: Sequence[Run]) -> str:
-    if len(runs) == 1:
-        return f"Report on a sweep of {counted(len(each), 'run')}" if told(runs[0]) else "Report on a run"
-    return f"Report on {counted(len(each), 'run')}"
+    if len(runs) == 1 and runs[0].finished and told(runs[0]):
+        return f"Report on a sweep of {counted(len(runs[0].parts), 'run')}"
+    return "Report on a run" if len(each) == 1 else f"Report on {len(each)} runs"

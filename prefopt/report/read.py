@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Run:
     history: Sequence[Row]
     pairs: Sequence[Row]
     samples: Sequence[Row]
-    estimate: Row
+    estimate: Row = field(default_factory=dict)
     parts: Sequence[Run] = ()
 
     @property
@@ -87,7 +87,7 @@ def read_run(folder: Path, name: str) -> Run:
     files = {part: folder / part for part in FILES}
     if not _is_run(folder):
         if folder.is_dir() and (runs := [inner.name for inner in sorted(folder.iterdir()) if _is_run(inner)]):
-            return Run(folder, name, False, {}, {"runs": [{"name": run} for run in runs]}, [], [], [], {})
+            return Run(folder, name, False, {}, {"runs": [{"name": run} for run in runs]}, [], [], [])
         what = "is no folder" if not folder.is_dir() else f"holds no run: none of {', '.join(files)} is in it"
         raise UserError(f"{folder} {what}; name the --out of a run")
     history = read_metrics(files["metrics.jsonl"]) if files["metrics.jsonl"].is_file() else []
@@ -102,7 +102,6 @@ def read_run(folder: Path, name: str) -> Run:
         history,
         _rows(folder / "pairs.jsonl"),
         _rows(folder / "samples.jsonl"),
-        {},
     )
 
 
@@ -120,7 +119,8 @@ def _runs_of(sweep: Run, prefix: str) -> list[Run]:
 def told(sweep: Run) -> list[Row]:
     """What a sweep's results say of its runs; of anything else nothing."""
     runs = sweep.results.get("runs")
-    return [run for run in runs if isinstance(run, dict) and "name" in run] if isinstance(runs, list) else []
+    named = runs if isinstance(runs, list) else []
+    return [run for run in named if isinstance(run, dict) and isinstance(run.get("name"), str)]
 
 
 def _so_far(history: Sequence[Row]) -> dict[str, Any]:
@@ -140,18 +140,13 @@ def _so_far(history: Sequence[Row]) -> dict[str, Any]:
     return {"steps": steps, "training": around("train" if sampled else "training"), "held_out": around("eval")}
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _results(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not readable as JSON ({error}); mend it, or delete it to report without") from None
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         raise UserError(f"{file}: not a JSON object; mend it, or delete it to report without")
-    return found
-
-
-def _results(file: Path) -> dict[str, Any]:
-    results = _object(file)
     for key, value in results.items():
         if key in ("training", "held_out"):
             results[key] = _around(file, key, value)

@@ -88,10 +88,9 @@ def _listed(names: Sequence[str]) -> str:
     >>> _listed(["a", "b", "c"]), _listed("abcdefg")
     ('a, b and c', 'a, b, c and 4 more')
     """
-    shown, more = (
-        (names[:-1], names[-1]) if len(names) <= LISTED else (names[: LISTED - 2], f"{len(names) - LISTED + 2} more")
-    )
-    return f"{', '.join(shown)} and {more}"
+    if len(names) > LISTED:
+        names = [*names[: LISTED - 2], f"{len(names) - LISTED + 2} more"]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def prefers(figures: Figures) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from prefopt.config import Reward, Training
 from prefopt.terminal import printable
 from prefopt.train.summary import summarize, table_rows
 from prefopt.train.track import redact
+from prefopt.whole import whole
 
 
 def write_results(path: Path, config: Training | Mapping[str, Any], results: Mapping[str, Any]) -> None:
@@ -29,9 +29,8 @@ def write_results(path: Path, config: Training | Mapping[str, Any], results: Map
     """
     document = {**results, "config": redact(config), "versions": versions()}
     text = json.dumps(_finite(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    aside = path.with_name(f".tmp-{path.name}")
-    aside.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    os.replace(aside, path)
+    with whole(path, errors="backslashreplace") as file:
+        file.write(text + "\n")
 
 
 def versions() -> dict[str, str]:

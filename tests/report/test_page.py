@@ -215,7 +215,7 @@ def test_a_sweep_is_its_runs(tmp_path):
         with_accuracy(sweep / name, accuracy)
     made.run(sweep / "beta-3", finished=False)
     text = page(tmp_path, sweep).text
-    assert "Report on a sweep of 3 runs" in text and "beta-3: This run has not finished" in text
+    assert "Report on 3 runs" in text and "beta-3: This run has not finished" in text
 
     records = [{"name": name, "status": "done", "estimate": {"kl": kl}} for name in ("beta-1", "beta-2")]
     records += [{"name": "beta-3", "status": "failed", "error": "it diverged"}, {"name": "../sweep"}]
@@ -236,6 +236,8 @@ def test_a_sweep_is_its_runs(tmp_path):
     (sweep / "results.json").write_text(json.dumps({"runs": records}))
     with pytest.raises(UserError, match=r'results.json: the "kl" of beta-1 must hold "value", "low" and "high"'):
         page(tmp_path, sweep)
+    (sweep / "results.json").write_text(json.dumps({"runs": [{"name": "a", "status": "failed", "error": "no"}]}))
+    assert "Report on a sweep of 0 runs" in page(tmp_path, sweep).text
     (sweep / "results.json").write_text('{"runs": 3}')
     assert "Report on a run" in page(tmp_path, sweep).text
 

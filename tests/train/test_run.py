@@ -168,52 +168,43 @@ def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """How many responses the reference was asked about, run by run; with a store of its own."""
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    scored, counts = scoring._rows, []
-
-    def counting(*arguments):
-        rows = scored(*arguments)
-        counts.append(len(rows))
-        return rows
-
-    monkeypatch.setattr(scoring, "_rows", counting)
+def asking(asked):
+    """Runs a training and tells how many responses the reference was asked about."""
 
     def run(*arguments, **settings) -> int:
-        counts.clear()
+        asked.clear()
         settings = dict(max_steps=None, epochs=1) | settings
         assert tiny.cli("train", *arguments, **settings) == 0
-        return sum(counts)
+        return sum(asked)
 
     return run
 
 
-def test_the_reference_is_asked_once_ever(given, tmp_path, asked):
+def test_the_reference_is_asked_once_ever(given, tmp_path, asking):
     """PEERS: where β or lr changes, one pass, ever; and adding examples costs only theirs."""
     data = tiny.pairs(tmp_path / "p.jsonl", count=24)
-    assert asked(given.model, data, tmp_path / "a") == 48
-    assert asked(given.model, data, tmp_path / "b", beta=0.5) == 0
-    assert asked(given.model, data, tmp_path / "c", learning_rate=1e-3, seed=9, batch_size=3) == 0
-    assert asked(given.model, data, tmp_path / "d", loss="ipo") == 0
+    assert asking(given.model, data, tmp_path / "a") == 48
+    assert asking(given.model, data, tmp_path / "b", beta=0.5) == 0
+    assert asking(given.model, data, tmp_path / "c", learning_rate=1e-3, seed=9, batch_size=3) == 0
+    assert asking(given.model, data, tmp_path / "d", loss="ipo") == 0
     more = tmp_path / "more.jsonl"
     more.write_text(Path(data).read_text() + Path(tiny.pairs(tmp_path / "q.jsonl", count=5, seed=8)).read_text())
-    assert asked(given.model, str(more), tmp_path / "e") == 10
-    assert asked(tiny.model(tmp_path / "other", seed=1), data, tmp_path / "f") == 48
+    assert asking(given.model, str(more), tmp_path / "e") == 10
+    assert asking(tiny.model(tmp_path / "other", seed=1), data, tmp_path / "f") == 48
 
 
-def test_a_short_run_asks_for_what_it_reads(given, tmp_path, asked):
+def test_a_short_run_asks_for_what_it_reads(given, tmp_path, asking):
     """And for the sample at the end, which is all of so few."""
-    assert asked(given.model, given.pairs, tmp_path / "a", max_steps=2) == 48
+    assert asking(given.model, given.pairs, tmp_path / "a", max_steps=2) == 48
 
 
-def test_another_truncation_is_another_question(given, tmp_path, asked, capsys):
+def test_another_truncation_is_another_question(given, tmp_path, asking, capsys):
     """PEERS: a cached reference after max_length or truncation changed: never stale, step 0 at ln 2."""
-    assert asked(given.model, given.pairs, tmp_path / "a") == 48
+    assert asking(given.model, given.pairs, tmp_path / "a") == 48
     cut = dict(max_length=24, overlong="cut-response")
-    again = asked(given.model, given.pairs, tmp_path / "b", **cut)
+    again = asking(given.model, given.pairs, tmp_path / "b", **cut)
     assert 0 < again < 48, "only those that were cut"
-    assert asked(given.model, given.pairs, tmp_path / "c", **cut | dict(overlong="cut-prompt")) > 0
+    assert asking(given.model, given.pairs, tmp_path / "c", **cut | dict(overlong="cut-prompt")) > 0
     for out in ("a", "b", "c"):
         (first,) = [m for m in tiny.metrics(tmp_path / out) if (m["step"], m["split"]) == (1, "train")]
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
