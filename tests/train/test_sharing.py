@@ -180,14 +180,14 @@ def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
     memory = SimpleNamespace(total_memory=150 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     gpu, each = torch.device("cuda"), 2 * 34 * 4096 * 32
-    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each) == 8192
-    assert defaults.tokens_per_microbatch(gpu, 16 * 67 * 10**8, each) == 1024
+    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each) == 12544
+    assert defaults.tokens_per_microbatch(gpu, 16 * 67 * 10**8, each) == 1280
     assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each // 4) == 16384
 
 
 def test_on_a_cpu_the_budget_follows_from_the_model():
     cpu = torch.device("cpu")
-    assert defaults.tokens_per_microbatch(cpu, 16 * 3 * 10**7, 4 * 34 * 512 * 8) == 512  # 30M: 0.4 GB
+    assert defaults.tokens_per_microbatch(cpu, 16 * 3 * 10**7, 4 * 34 * 512 * 8) == 768  # 30M: 0.5 GB
     assert defaults.tokens_per_microbatch(cpu, 16 * 5 * 10**8, 4 * 34 * 896 * 24) == 512  # 0.5B: 2 GB
     assert defaults.tokens_per_microbatch(cpu, 16 * 10**5, 4 * 34 * 64 * 2) == 1024
 
