@@ -27,6 +27,9 @@ from prefopt.signals import term_interrupts
 from prefopt.threads import share_the_cores
 
 
+HELP = {"--help", "-h", "--help-all"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -72,10 +75,20 @@ def _run(argv: list[str]) -> None:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {argv[0]}; {hint}")
-    elif {"--help", "-h", "--help-all"} & set(argv):
-        print(usage.usage_of(argv[0], everything="--help-all" in argv), end="")
+    elif HELP & set(argv):
+        print(usage.usage_of(argv[0], everything="--help-all" in argv, loss=_loss_among(argv)), end="")
     else:
         _execute(argv[0], COMMANDS[argv[0]], argv[1:])
+
+
+def _loss_among(words: list[str]) -> str | None:
+    """
+    >>> _loss_among(["train", "--loss", "ipo", "--help"]), _loss_among(["--loss=ipo"]), _loss_among(["--loss"])
+    ('ipo', 'ipo', None)
+    """
+    named = [value for word, value in zip(words, words[1:] + ["-"], strict=True) if word == "--loss"]
+    named += [word.removeprefix("--loss=") for word in words if word.startswith("--loss=")]
+    return next((name for name in named if not name.startswith("-")), None)
 
 
 def _execute(name: str, command: Command, words: list[str]) -> None:

@@ -56,7 +56,7 @@ def run(config: Sample) -> int:
         if config.model:
             asked = _with_room(config, asked, display.note)
         begun = _begun(config, asked)
-        draw = _server(config) if config.server else _model(config, display)
+        draw = _server(config, display.note) if config.server else _model(config, display)
         reward = load_reward(config.reward, config.dtype, config.device) if config.reward else None
         size = max(1, GROUP * config.batch_size // (config.n * (config.best_of or 1)))
         done = size * (begun // (size * config.n)) if begun < len(asked) * config.n else len(asked)
@@ -196,8 +196,16 @@ def _model(config: Sample, display: Display) -> Draw:
     return draw
 
 
-def _server(config: Sample) -> Draw:
+def _server(config: Sample, note: Callable[[str], object]) -> Draw:
     assert config.server and config.server_model
+    told = set()
+
+    def once(text: str) -> None:
+        """Many prompts wait for the same."""
+        if text not in told:
+            told.add(text)
+            note(text)
+
     generator = ServerGenerator(
         config.server,
         config.server_model,
@@ -207,6 +215,7 @@ def _server(config: Sample) -> Draw:
         max_new_tokens=config.max_new_tokens,
         concurrency=config.batch_size,
         seed=config.seed * 1_000_003,
+        note=once,
     )
     return generator.sampled
 

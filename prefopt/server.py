@@ -11,12 +11,13 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prefopt.errors import RunFailed, UserError
+from prefopt.progress import untold
 from prefopt.types import Message
 
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -48,6 +49,8 @@ class ServerGenerator:
     retries: int = 5
     timeout: float = 600.0
     first_wait: float = 1.0
+    note: Callable[[str], object] = untold
+    """told why it has to be asked again"""
 
     def __call__(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1) -> list[list[str]]:
         return [[sampled.text for sampled in answers] for answers in self.sampled(prompts, n)]
@@ -91,6 +94,8 @@ class ServerGenerator:
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
+                most = self.first_wait * (2**self.retries - 1)
+                self.note(f"--server {self.url} is asked again, for {most:g} s at most: {problem}")
                 time.sleep(self.first_wait * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:

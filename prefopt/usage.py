@@ -27,8 +27,8 @@ prefopt COMMAND --help shows the flags of a command, prefopt --version the versi
 """
 
 
-def usage_of(name: str, everything: bool = False) -> str:
-    """``prefopt NAME --help``; ``everything``: ``--help-all``."""
+def usage_of(name: str, everything: bool = False, loss: str | None = None) -> str:
+    """``prefopt NAME --help``; ``everything``: ``--help-all``; ``loss``: of this one alone, what each option is."""
     command = COMMANDS[name]
     flags = list(command.flags())
     shown = [flag for flag in flags if everything or not flag.rare]
@@ -40,7 +40,11 @@ def usage_of(name: str, everything: bool = False) -> str:
         "flags:\n" + table([(left(flag), right(flag)) for flag in shown]),
     ]
     if "loss" in (flag.key for flag in flags):
-        parts.append("losses, their flags and defaults:\n" + table(losses()))
+        parts.append(
+            f"flags of --loss {loss}:\n" + table(options(loss))
+            if loss
+            else "losses, their flags and defaults (--loss NAME --help explains them):\n" + table(losses())
+        )
     if len(shown) < len(flags):
         parts.append(f"--help-all shows {len(flags) - len(shown)} more flags.")
     return "\n\n".join(parts) + "\n"
@@ -63,13 +67,14 @@ def right(flag_: Flag) -> str:
     "rmsprop is the paper's (adamw, rmsprop) [adamw]"
     """
     choices = typing.get_args(flag_.kind)
-    silent = flag_.required or flag_.default in (None, False, ())
-    return (
+    silent = flag_.required or flag_.default is False or flag_.default in (None, ())
+    said = (
         flag_.help
         + (f" ({', '.join(choices)})" if choices else "")
         + ("; repeatable" if flag_.repeatable else "")
         + ("" if silent else f" [{flag_.default}]")
     )
+    return said.strip()
 
 
 def losses() -> list[tuple[str, str]]:
@@ -85,6 +90,18 @@ def losses() -> list[tuple[str, str]]:
         options = {key: option.default for key, option in options_of(name).items() if key != "nll_weight"}
         rows.append((name, " ".join(f"{flag(key)} {default}" for key, default in options.items())))
     return [*rows, ("any of pairs", "--nll-weight 0.0 (of imitating the chosen response)")]
+
+
+def options(loss: str) -> list[tuple[str, str]]:
+    """The options of one loss, by its name or ``my_file.py:MyLoss``.
+
+    >>> options("ipo")[0]
+    ('--tau NUMBER', 'strength of the tie to the reference; the margin aimed at is 1/(2τ) nats [0.1]')
+    """
+    from prefopt.losses import options_of
+
+    flags = [Flag(key, o.type, o.help, o.default) for key, o in options_of(loss).items()]
+    return [(left(flag), right(flag)) for flag in flags] or [("none", "")]
 
 
 def table(rows: list[tuple[str, str]]) -> str:

@@ -306,10 +306,12 @@ def test_a_server_is_asked_and_asked_again(server, given, tmp_path, capsys, monk
 
 def test_a_server_gets_messages_as_messages_and_may_be_away(server, monkeypatch):
     waited: list[float] = []
+    told: list[str] = []
     monkeypatch.setattr("time.sleep", waited.append)
     assert ServerGenerator(server, "m", seed=7)([(Message("user", "Hi"),)]) == [["chat/completions 7 0"]]
     with pytest.raises(RunFailed, match="does not answer after 3 attempts"):
-        ServerGenerator("http://127.0.0.1:9", "m", retries=2)(["a"])
+        ServerGenerator("http://127.0.0.1:9", "m", retries=2, note=told.append)(["a"])
     assert waited == [1.0, 2.0]
+    assert len(told) == 2 and told[0].startswith("--server http://127.0.0.1:9 is asked again, for 3 s at most: ")
     with pytest.raises(UserError, match="is no address"):
         ServerGenerator("nowhere", "m")(["a"])
