@@ -235,7 +235,8 @@ def frontier(
         for name, role in (names or {}).items():
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
         if names:
-            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.4, ncols=2)
+            among = {"frameon": False, "labelcolor": COLOUR["ink"], "handletextpad": 0.4}
+            axes.get_figure().legend(loc="outside upper left", ncols=3, **among)  # where no point can be
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel(height)
         axes.xaxis.set_major_locator(MaxNLocator(6))
