@@ -42,7 +42,12 @@ class Row:
 
     @property
     def pass_per_pair(self) -> float:
-        return self._median(lambda r: r["reference_seconds"] / (r["batch_size"] * len(r["seconds"])))
+        """Of the steps that are timed, as their tokens' share of the whole pass: the first may have longer pairs."""
+
+        def seconds(r: Record) -> float:
+            return r["reference_seconds"] * sum(r["useful_tokens"][1:]) / sum(r["useful_tokens"])
+
+        return self._median(lambda r: seconds(r) / (r["batch_size"] * (len(r["seconds"]) - 1)))
 
     @property
     def tokens_per_second(self) -> float:
