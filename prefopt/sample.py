@@ -1,4 +1,4 @@
-"""``prefopt sample``: responses to a file of prompts, or the best of several.
+"""``prefopt sample``: answers to the prompts of a file, or the best of several.
 
 One JSON object for each response, in the order of the prompts, which prefopt reads back as prompt and completion:
 

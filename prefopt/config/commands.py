@@ -43,11 +43,11 @@ class Check:
     """Count and check preference data, and show how it is read."""
 
     data: tuple[str, ...]
-    """files, globs or hub names; NAME=2 counts twice an epoch"""
+    """files, globs, folders or hub names, :SPLIT behind them where there are several"""
     model: str | None = None
     """folder or hub name of a model or tokenizer, to count tokens"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed"""
+    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
     max_length: int | None = None
     """tokens of prompt and response; by default the model's own limit"""
     overlong: Overlong = "drop"
@@ -111,11 +111,11 @@ class Training:
     model: str
     """folder or hub name of the model to start from"""
     data: tuple[str, ...]
-    """files, globs or hub names; NAME=2 counts twice an epoch"""
+    """files, globs, folders or hub names, :SPLIT behind them where there are several; NAME=2 counts twice an epoch"""
     out: Path
     """the run directory to write"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed"""
+    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
     epochs: float = 3
     """passes over the data"""
     max_steps: int | None = None
@@ -123,7 +123,7 @@ class Training:
     batch_size: int = 32
     """examples per optimizer step, however they are packed"""
     tokens_per_microbatch: int | None = None
-    """tokens computed at once, and kept of a longer example: less memory when smaller"""
+    """tokens computed at once; of a longer example the rest is recomputed, so that fewer take less memory"""
     learning_rate: float | None = None
     """peak; by default from the model's size"""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
@@ -131,7 +131,7 @@ class Training:
     weight_decay: float = 0.0
     """AdamW's, decoupled"""
     clip: float = 1.0
-    """largest gradient norm; the paper's is 10"""
+    """largest gradient norm; the DPO paper's code has 10"""
     warmup_steps: int | None = None
     """by default a tenth of the run"""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -147,7 +147,7 @@ class Training:
     eval_fraction: float = 0.0
     """or: this share of the prompts is held out"""
     eval_every: int | None = None
-    """steps between evaluations; by default at the end only"""
+    """steps between evaluations; by default only before the first step and at the end"""
     save_every: int | None = None
     """steps between checkpoints; by default a tenth of the run"""
     keep: int = 2
@@ -287,7 +287,7 @@ class Sweep(Train):
     samples: int = 64
     """responses drawn from each policy to estimate KL and reward; 0: none"""
     max_new_tokens: int | None = None
-    """longest response that is drawn; by default 128, or half of what the model takes"""
+    """longest response that is drawn; by default 128, or half of the model's limit where that is less"""
     reward: str | None = None
     """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
 
@@ -332,7 +332,7 @@ class Reward(Training):
     rankings: bool = False
     """learn all responses of a prompt as one ranking (Plackett–Luce), not two at a time"""
     margin: float = 0.0
-    """rewards shall be apart by so many times the difference of the data's scores"""
+    """ask for rewards this many times as far apart as the data's scores"""
     center: float = 0.0
     """weight of (sum of an example's rewards)², which keeps them around 0; 0.01 is usual"""
 
@@ -343,7 +343,7 @@ class Reward(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Responses to a file of prompts, from a model or a server."""
+    """Answer the prompts of a file, with a model or a server."""
 
     data: tuple[str, ...]
     """prompts: any data that prefopt reads, or JSONL with prompt alone"""
@@ -378,7 +378,7 @@ class Sample:
     seed: int = 0
     """decides all that is drawn"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed"""
+    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
     dtype: Dtype = "auto"
     """auto: bfloat16 where the GPU has it, else float32"""
     device: Device = "auto"
@@ -415,7 +415,7 @@ class Score:
     policy: str
     """folder or hub name of the model"""
     data: tuple[str, ...]
-    """files, globs or hub names"""
+    """files, globs, folders or hub names, :SPLIT behind them where there are several"""
     reference: str | None = None
     """model to compare with; without it there are log-probabilities only"""
     beta: float = 0.1
@@ -423,7 +423,7 @@ class Score:
     out: Path | None = None
     """JSONL file to write, one line per response"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed"""
+    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
     max_length: int | None = None
     """tokens of prompt and response; by default the model's own limit"""
     overlong: Overlong = "drop"

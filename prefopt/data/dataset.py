@@ -1,7 +1,7 @@
 """From names of data to encoded examples: read, inspect, encode, with every finding on the way.
 
 Data are gone through once, and held nowhere. What came of them is kept under their files' contents, so that a run
-that finds it there reads no more than the first rows, to tell their layout.
+that finds it there hashes the files and parses no more than the first rows, to tell their layout.
 """
 
 from __future__ import annotations

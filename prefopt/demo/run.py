@@ -5,6 +5,7 @@ the true reward, the model is tuned on them (DPO), other methods on the same pai
 exact frontier.
 
 corpus.jsonl, pairs.jsonl   the data, as a person would bring them
+base/, settings.json        the model before SFT, and what was asked for
 sft/, dpo/                  the runs of ``prefopt sft`` and ``prefopt train`` on them
 rewards/                    reward models on the same pairs
 methods/, noise/            the models of the other methods
@@ -80,7 +81,7 @@ def run(config: Demo) -> int:
         with workers(jobs=size.seeds * (len(methods) + len(UNDER_NOISE))) as every:
             console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
             start = imitate(world, out, size, config.seed)
-            console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} answers")
+            console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} pairs")
             learning = every(learn, [replace(start, seed=config.seed + i) for i in range(size.seeds)])
             with one_thread():
                 flagship = prefer(world, out, start)  # while the reward models learn from the same answers

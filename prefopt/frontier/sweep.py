@@ -8,6 +8,7 @@ results.json    {"runs": [{"name": "beta-0.1", "settings": {"beta": 0.1}, "statu
                  "frontier": {"points": [{"name": "beta-0.1", "kl": 2.1, "kl_interval": [1.8, 2.4], "reward": 0.7,
                               "reward_interval": [0.6, 0.8]}, ...]}}, the latter where there is a reward
 report.html     the runs side by side
+reference.json  where the reference stands, if there is a reward; a policy's own is estimate.json in its run
 frontier.svg    reward, or without one the held-out accuracy, against KL
 """
 

@@ -12,7 +12,7 @@ Every loss with pairs reports, per pair and without gradient (nats, except the a
   without a reference it is β times the log-probability, as each docstring says.
 - ``rewards/margins``: their difference; ``rewards/accuracies``: 1 where it is strictly above 0.
 - ``logps/chosen``, ``logps/rejected``: log π(y|x), sums.
-- ``weights``, where the loss is a function of the margin alone: −∂loss/∂margin, the pull of this pair.
+- ``weights``, of `dpo`, `robust`, `hinge`, `sigmoid_norm` and `simpo`: −∂loss/∂margin, the pull of this pair.
 
 A loss of your own is a dataclass, in any file of yours, and takes ten lines. Subclassing `Loss` is
 not needed; one that differs from its defaults (pairs, with a reference) says so by attributes.
