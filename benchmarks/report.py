@@ -103,8 +103,8 @@ def written(results: dict[str, Any]) -> str:
         f"A model of {results['size']} parameters on {_device(results)}; the first step of a turn "
         "is not timed, and a rate is the median of the turns', with the slowest and the fastest. "
         f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
-        "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times as fast as "
-        "this row prefopt is, and how many times prefopt's memory this row takes. Useful tokens are the distinct "
+        "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times as fast "
+        "as this row prefopt is, and how many times prefopt's memory this row takes. Useful tokens are the distinct "
         "prefixes of a step's sequences, the same for every row; the share of the peak counts only their products.",
         "The newest were measured on: "
         + "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())

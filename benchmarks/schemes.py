@@ -79,10 +79,10 @@ def prefopt_compiled(task: Task) -> Run:
 
 def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
+    from prefopt.ahead import ahead
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
     from prefopt.train import optimizer
-    from prefopt.train.ahead import ahead
     from prefopt.train.guard import Guard
     from prefopt.train.loop import Hooks, Schedule, TrainingState, cut, repeat, train_step
     from prefopt.train.objective import Objective

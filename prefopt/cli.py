@@ -26,7 +26,6 @@ from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.signals import term_interrupts
 from prefopt.threads import share_the_cores
 
-
 HELP = {"--help", "-h", "--help-all"}
 
 
@@ -86,7 +85,7 @@ def _loss_among(words: list[str]) -> str | None:
     >>> _loss_among(["train", "--loss", "ipo", "--help"]), _loss_among(["--loss=ipo"]), _loss_among(["--loss"])
     ('ipo', 'ipo', None)
     """
-    named = [value for word, value in zip(words, words[1:] + ["-"], strict=True) if word == "--loss"]
+    named = [value for word, value in zip(words, [*words[1:], "-"], strict=True) if word == "--loss"]
     named += [word.removeprefix("--loss=") for word in words if word.startswith("--loss=")]
     return next((name for name in named if not name.startswith("-")), None)
 

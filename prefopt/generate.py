@@ -101,7 +101,7 @@ class TransformersGenerator:
             read[row, width - len(prompt) :] = 1
         mask = torch.from_numpy(read).to(self.lm.device)
         mixed = LogitsProcessorList([_Mixed(self.realign, mask)] if self.realign else [])
-        with _undisturbed(self.lm) as model:
+        with _undisturbed(self.lm) as model, self.lm.computing():
             written = model.generate(
                 input_ids=torch.from_numpy(ids).to(self.lm.device),
                 attention_mask=mask,

@@ -254,7 +254,7 @@ def _open(config: Sample, beside: Path) -> None:
 
 def _whole_rows(config: Sample, asked: Sequence[Example]) -> int:
     count = 0
-    with open(config.out, encoding="utf-8") as file:
+    with open(config.out, encoding="utf-8", errors="replace") as file:  # the last character may be half written
         for line in file:
             if not line.endswith("\n"):
                 break

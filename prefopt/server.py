@@ -10,10 +10,12 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 from prefopt.errors import RunFailed, UserError
@@ -52,6 +54,15 @@ class ServerGenerator:
     note: Callable[[str], object] = untold
     """told why it has to be asked again"""
 
+    def __post_init__(self) -> None:
+        try:
+            address = urllib.parse.urlsplit(self.url)
+            known = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise UserError(f"--server {self.url} is no address: write it as http://localhost:8000")
+
     def __call__(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1) -> list[list[str]]:
         return [[sampled.text for sampled in answers] for answers in self.sampled(prompts, n)]
 
@@ -66,31 +77,35 @@ class ServerGenerator:
                 raise
 
     def _ask(self, prompt: str | tuple[Message, ...], n: int, number: int) -> list[Sampled]:
-        body: dict[str, Any] = {"model": self.model, "n": n, "max_tokens": self.max_new_tokens}
-        body |= {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed + number}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_new_tokens}
+        body |= {"temperature": self.temperature, "top_p": self.top_p}
         if self.top_k:
             body["top_k"] = self.top_k
         if isinstance(prompt, str):
             path, body["prompt"] = "completions", prompt
         else:
             path, body["messages"] = "chat/completions", [message._asdict() for message in prompt]
-        answer = self._post(path, body)
-        try:
-            return [_read(choice) for choice in sorted(answer["choices"], key=lambda choice: choice["index"])]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"--server {self.url} answers something else than OpenAI's protocol has: {error}"
-            ) from error
+        found: list[Sampled] = []
+        while len(found) < n:  # some servers give one response, however many are asked for
+            body |= {"n": n - len(found), "seed": self.seed + number + len(found)}
+            answer = self._post(path, body)
+            try:
+                choices = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+                found += [_read(choice) for choice in choices]
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"--server {self.url} answers something else than OpenAI's protocol has: {error}"
+                ) from error
+            if not choices:
+                raise UserError(f"--server {self.url} answers without a response: {str(answer)[:200]}")
+        return found[:n]
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         base = self.url.rstrip("/").removesuffix("/v1")
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        try:
-            request = urllib.request.Request(f"{base}/v1/{path}", json.dumps(body).encode(), headers)
-        except ValueError as error:
-            raise UserError(f"--server {self.url} is no address: write it as http://localhost:8000") from error
+        request = urllib.request.Request(f"{base}/v1/{path}", json.dumps(body).encode(), headers)
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -105,7 +120,7 @@ class ServerGenerator:
                 problem = f"{error.code} {error.reason}: {said}"
                 if error.code not in BUSY:
                     raise UserError(f"--server {self.url} refuses the request: {problem}") from error
-            except (OSError, json.JSONDecodeError) as error:  # urllib's own errors are OSErrors
+            except (OSError, HTTPException, json.JSONDecodeError) as error:  # urllib's own errors are OSErrors
                 problem = str(getattr(error, "reason", error))
         raise RunFailed(f"--server {self.url} does not answer after {self.retries + 1} attempts: {problem}")
 

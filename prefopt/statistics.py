@@ -91,16 +91,16 @@ def proportion(
 ) -> Interval:
     """An accuracy or a win rate with its interval: ``successes`` [n] in [0, 1], one a pair; ``clusters`` their prompts.
 
-    The clustered bootstrap, except where every value is 0 or every value is 1: resampling knows nothing of
+    The clustered bootstrap, except where all values are alike, or all of one prompt: resampling knows nothing of
     the spread there, so the interval is Wilson's with one trial per prompt.
 
     >>> print(proportion([1, 1, 1, 1], ["p", "p", "q", "r"]))
     1.000 (0.439 to 1.000)
     """
     successes = np.asarray(successes, float)
-    if len(successes) and (successes == successes[0]).all() and successes[0] in (0.0, 1.0):
-        prompts = int(_numbered(clusters).max()) + 1
-        return wilson(successes[0] * prompts, prompts, level)
+    prompts = len(set(clusters))
+    if prompts == 1 or (prompts and (successes == successes[0]).all()):
+        return wilson(float(successes.mean()) * prompts, prompts, level)
     return clustered_bootstrap(successes, clusters, seed=seed, level=level)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -12,6 +13,15 @@ def counted(number: float, thing: str) -> str:
     """
     shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
     return f"{shown} {thing}{'' if shown == '1' else 's'}"
+
+
+def described(value: object) -> str:
+    """How it prints, without the address of what has no other description, which no two processes share.
+
+    >>> described(0.1), described(len), described(lambda: 0)
+    ('0.1', '<built-in function len>', '<function <lambda>>')
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def printable(text: str) -> str:

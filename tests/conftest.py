@@ -21,14 +21,14 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from prefopt.model import scoring
 
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
-    rows, counts = scoring._rows, []
+    read, counts = scoring._read, []
 
     def counting(*arguments: Any) -> Any:
-        found = rows(*arguments)
+        found = read(*arguments)
         counts.append(len(found))
         return found
 
-    monkeypatch.setattr(scoring, "_rows", counting)
+    monkeypatch.setattr(scoring, "_read", counting)
     return counts
 
 

@@ -117,6 +117,7 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
         ({"eval_fraction": 0.1, "eval_data": ("a",)}, "--eval-fraction holds prompts of --data out"),
         ({"optimizer": "rmsprop", "weight_decay": 0.1}, "--weight-decay is AdamW's and has no effect on rmsprop"),
         ({"data": ()}, "--data is empty"),
+        ({"seed": 20261103123000}, "--seed must be from 0 to 4294967295"),
         ({"loss": "orpo", "reference": "base"}, "--reference has no effect: orpo compares with no reference"),
         ({"loss": "dpoo"}, "did you mean dpo?"),
         ({"loss_options": {"label_smoothing": 0.7}}, "label_smoothing must be at least 0 and below 0.5"),
@@ -126,6 +127,11 @@ def test_settings_that_do_not_go_together(more: dict[str, object], message: str)
     with pytest.raises(UserError) as error:
         Train(**settings(**more))  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+def test_a_home_is_a_home_in_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(yaml(tmp_path, "model: m\ndata: d\nout: ~/runs/a\n"), Train).out == tmp_path / "runs" / "a"
 
 
 def test_other_commands() -> None:

@@ -355,6 +355,8 @@ def test_reference_free_losses_say_so():
     free = {name for name, loss in LOSSES.items() if not loss.needs_reference}
     assert free == {"orpo", "simpo", "cpo", "sft", "unlikelihood"}
     assert not make_loss("orpo", {"nll_weight": 1.0}).needs_reference
+    asks = type("Asks", (), {"needs_baseline": True, "__call__": lambda *_: None})
+    assert make_loss(asks, {"nll_weight": 1.0}).needs_baseline
 
 
 MY_FILE = """

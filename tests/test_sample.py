@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -266,7 +267,10 @@ class Pretended(BaseHTTPRequestHandler):
             return self._reply(404, {"error": f"there is no model {body['model']}"})
         if "no" in str(body.get("prompt")) and self.server.seen[key] == 1:  # type: ignore[attr-defined]
             return self._reply(503, {"error": "busy"})
-        said = [f"{self.path[4:]} {body['seed']} {i}" for i in range(body["n"])]
+        if "empty" in str(body.get("prompt")):
+            return self._reply(200, {"choices": []})
+        one_by_one = "one" in str(body.get("prompt"))
+        said = [f"{self.path[4:]} {body['seed']} {i}" for i in range(1 if one_by_one else body["n"])]
         choices = [
             {"index": i, "finish_reason": "stop" if i else "length"}
             | ({"message": {"content": text}} if "messages" in body else {"text": text})
@@ -313,5 +317,31 @@ def test_a_server_gets_messages_as_messages_and_may_be_away(server, monkeypatch)
         ServerGenerator("http://127.0.0.1:9", "m", retries=2, note=told.append)(["a"])
     assert waited == [1.0, 2.0]
     assert len(told) == 2 and told[0].startswith("--server http://127.0.0.1:9 is asked again, for 3 s at most: ")
-    with pytest.raises(UserError, match="is no address"):
-        ServerGenerator("nowhere", "m")(["a"])
+    for odd in ("nowhere", "localhost:8000", "http://localhost:80o0", "http://", "ftp://localhost"):
+        with pytest.raises(UserError, match="is no address"):
+            ServerGenerator(odd, "m")
+
+
+def test_a_server_that_gives_one_response_is_asked_for_each(server):
+    said = ServerGenerator(server, "m", seed=7)(["by one"], n=3)
+    assert said == [["completions 7 0", "completions 8 0", "completions 9 0"]]
+    with pytest.raises(UserError, match="without a response"):
+        ServerGenerator(server, "m")(["empty"])
+
+
+def test_a_server_that_breaks_off_is_asked_again(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+        def break_off() -> None:
+            for _ in range(2):
+                connection, _ = listening.accept()
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+                connection.close()
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+        with pytest.raises(RunFailed, match="does not answer after 2 attempts"):
+            ServerGenerator(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", retries=1)(["a"])
+        thread.join()

@@ -12,7 +12,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
-from prefopt.model import scoring
+from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.model.scoring import scored
 from tests.train import tiny
@@ -56,7 +56,7 @@ def test_a_row_for_each_response_in_the_order_of_the_data(models, tmp_path, caps
 
 def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypatch, capsys):
     data, out, whole = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    counting = scoring._rows
+    counting = LanguageModel.score
 
     def stopped(*arguments):
         if sum(asked) > 10:
@@ -65,7 +65,7 @@ def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypa
 
     small = ["--tokens-per-microbatch", "64"]
     with monkeypatch.context() as patched:
-        patched.setattr(scoring, "_rows", stopped)
+        patched.setattr(LanguageModel, "score", stopped)
         assert score(*models, data, out, *small) == 75
     assert "what was done is kept: continue with the same command" in capsys.readouterr().err
     assert 10 < sum(asked) < 48 and not out.exists()

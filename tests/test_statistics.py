@@ -72,6 +72,13 @@ def test_bootstrap_covers():
     assert 0.90 <= covered / 300 <= 0.98
 
 
+def test_one_prompt_or_equal_values_say_little():
+    """Resampling draws the same again and again; an interval of no width would be a lie."""
+    assert proportion([1, 1, 1, 0], ["p"] * 4) == wilson(0.75, 1)
+    assert proportion([0.5] * 6, ["p", "p", "q", "q", "r", "r"]) == wilson(1.5, 3)
+    assert proportion([1, 0, 1, 0], list("ppqq")) == clustered_bootstrap([1, 0, 1, 0], list("ppqq"))
+
+
 @pytest.mark.parametrize("values, clusters", [([], []), ([1.0], ["p", "q"]), ([float("nan")], ["p"])])
 def test_bootstrap_refuses(values, clusters):
     with pytest.raises(ValueError, match="need as many"):

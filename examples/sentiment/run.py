@@ -3,7 +3,8 @@
     python examples/sentiment/run.py --imdb aclImdb --rotten-tomatoes rt-polaritydata --out runs/sentiment
 
 Each stage writes what it makes into --out and is passed over when that is there, so the same command goes on after a
-crash. docs/sentiment.md says what is done and what came of it; --config examples/sentiment/paper.yaml is the paper's scale.
+crash. docs/sentiment.md says what is done and what came of it; --config examples/sentiment/paper.yaml is the
+paper's scale.
 """
 
 from __future__ import annotations
@@ -268,7 +269,8 @@ def main() -> None:
     parser.add_argument("--imdb", type=Path, required=True, help="the folder aclImdb")
     parser.add_argument("--rotten-tomatoes", type=Path, required=True, help="the folder with rt-polarity.pos and .neg")
     parser.add_argument("--out", type=Path, default=Path("runs/sentiment"), help="the folder to write")
-    parser.add_argument("--config", type=Path, default=HERE / "small.yaml", help="examples/sentiment/small.yaml, paper.yaml beside it, or yours")
+    recipes = "examples/sentiment/small.yaml, paper.yaml beside it, or yours"
+    parser.add_argument("--config", type=Path, default=HERE / "small.yaml", help=recipes)
     given = parser.parse_args()
     run(given.imdb, given.rotten_tomatoes, given.out, recipe.load(given.config))
 

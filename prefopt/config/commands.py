@@ -87,7 +87,7 @@ class NewModel:
 
     def __post_init__(self) -> None:
         _positive(self, "max_length")
-        _not_negative(self, "seed")
+        _seed(self)
         if self.vocab is not None and self.vocab < 300:
             raise SettingError("vocab", f"must be at least 300 (the 256 bytes and some more), not {self.vocab}")
         _ = self.parameters
@@ -170,7 +170,8 @@ class Training:
     def __post_init__(self) -> None:
         _positive(self, "epochs", "max_steps", "batch_size", "tokens_per_microbatch", "learning_rate", "clip")
         _positive(self, "max_length", "eval_every", "save_every")
-        _not_negative(self, "weight_decay", "warmup_steps", "seed")
+        _not_negative(self, "weight_decay", "warmup_steps")
+        _seed(self)
         if not self.data:
             raise SettingError("data", "is empty: name at least one file, glob or hub name")
         if self.keep < 2:
@@ -388,7 +389,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         _positive(self, "n", "top_p", "max_new_tokens", "best_of", "batch_size")
-        _not_negative(self, "temperature", "top_k", "realign", "seed")
+        _not_negative(self, "temperature", "top_k", "realign")
+        _seed(self)
         if self.top_p > 1:
             raise SettingError("top_p", f"must be at most 1, not {self.top_p}")
         if (self.model is None) == (self.server is None):
@@ -477,7 +479,7 @@ class Demo:
     """continue a demo that was stopped: what is done is kept"""
 
     def __post_init__(self) -> None:
-        _not_negative(self, "seed")
+        _seed(self)
         _positive(self, "seeds", "pairs")
 
 
@@ -493,6 +495,11 @@ def _not_negative(config: object, *keys: str) -> None:
         value = getattr(config, key)
         if value is not None and not 0 <= value < math.inf:
             raise SettingError(key, f"must be at least 0, not {value}")
+
+
+def _seed(config: Any) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise SettingError("seed", f"must be from 0 to {2**32 - 1}, not {config.seed}")
 
 
 def _needs(config: Any, key: str, problem: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import yaml
 
 from prefopt.config.commands import SettingError, Sweep, axes, flag
 from prefopt.errors import UserError
+from prefopt.terminal import described
 
 C = TypeVar("C")
 
@@ -129,10 +131,11 @@ def dump(config: Any) -> str:
         value = getattr(config, field.name)
         if field.name == "loss_options":
             if isinstance(config.loss, str) and not isinstance(config, Sweep):
-                lines |= {name: option.default for name, option in _loss_options(config.loss).items()}
+                defaults = {name: option.default for name, option in _loss_options(config.loss).items()}
+                lines |= {name: value for name, value in defaults.items() if isinstance(value, _PLAIN)}
             lines |= value or {}
         elif field.name == "loss":
-            lines["loss"] = value if isinstance(value, str) else repr(value)
+            lines["loss"] = value if isinstance(value, str) else described(value)
         else:
             lines[field.name] = (
                 str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
@@ -215,7 +218,7 @@ def _conform(value: Any, hint: Any) -> Any:
     accepted, expected = _KINDS[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise TypeError(expected)
-    return Path(value) if hint is Path else value
+    return Path(os.path.expanduser(value)) if hint is Path else value
 
 
 def _items(value: Any) -> list[Any]:
@@ -235,6 +238,8 @@ def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+_PLAIN = bool, int, float, str
+"""what YAML can say; an object that is an option's default can be set from Python only"""
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from prefopt import config as settings
@@ -181,14 +182,15 @@ def _slug(value: Any) -> str:
 
 def _fitted(given: Sequence[tuple[Settings, Any]]) -> list[Settings]:
     """Settings, each for a loss, without the options of other losses; UserError for what is none of any."""
-    options = {loss: set(losses.options_of(loss)) for loss in dict.fromkeys(loss for _, loss in given)}
+    kinds = {id(loss): loss for _, loss in given}  # an object of one's own need not be hashable
+    options = {of: set(losses.options_of(loss)) for of, loss in kinds.items()}
 
     def fits(key: str, loss: Any) -> bool:
-        return key in options[loss] or (key in FIELDS and not (key == "reference" and _without_reference(loss)))
+        return key in options[id(loss)] or (key in FIELDS and not (key == "reference" and _without_reference(loss)))
 
     fitted = [{key: one for key, one in of_run.items() if fits(key, loss)} for of_run, loss in given]
     used = {key for of_run in fitted for key in of_run}
-    names = [loss for loss in options if isinstance(loss, str)]
+    names = [*dict.fromkeys(loss for loss in kinds.values() if isinstance(loss, str))]
     for key, setting in ((key, setting) for of_run, _ in given for key, setting in of_run.items()):
         if key == "reference" and key not in used:
             raise UserError(setting.says(key, f"has no effect: {', '.join(names)} compare with no reference"))
@@ -198,7 +200,7 @@ def _fitted(given: Sequence[tuple[Settings, Any]]) -> list[Settings]:
 
 
 def _without_reference(loss: Any) -> bool:
-    return loss in losses.LOSSES and not losses.LOSSES[loss].needs_reference
+    return isinstance(loss, str) and loss in losses.LOSSES and not losses.LOSSES[loss].needs_reference
 
 
 def _loss(given: Settings) -> Any:
@@ -368,7 +370,7 @@ class Sweeping:
             return known
         _say(f"{counted(self.sampling.responses, 'response')} of {policy}")
         encoder = Encoder(job.tokenizer, job.config.max_length, job.config.overlong, job.config.train_on)
-        texts = _texts(asked, job.config) if self.sampling.reward else {}
+        texts = _texts(asked, encoder, job.config) if self.sampling.reward else {}
         found = _as_json(measure(policy, reference, encoder, prompts, texts, self.sampling, job.config))
         _write(file, json.dumps({"of": key, **found}, indent=2))
         return found
@@ -409,12 +411,23 @@ def _reference(job: Job) -> str:
     return getattr(job.config, "reference", None) or job.config.model
 
 
-def _texts(asked: Sequence[Encoded], config: settings.Training) -> dict[str, Prompt]:
+def _texts(asked: Sequence[Encoded], encoder: Encoder, config: settings.Training) -> dict[str, Prompt]:
     """What was written where these prompts come from, by their keys; a template has made more of it for the models."""
-    keys = {unit.source: unit.prompt_key for unit in asked}
+    units = {unit.source: unit for unit in asked}
     sources = [open_source(spec, config.format) for spec in (*config.data, *config.eval_data)]
-    found = (item for source in sources for item in source if item.source in keys)
-    return {keys[item.source]: item.prompt for item in found if isinstance(item, Example)}
+    found = (item for source in sources for item in source if item.source in units)
+    examples = [item for item in found if isinstance(item, Example)]
+    return {units[e.source].prompt_key: _read_by(units[e.source], e.prompt, encoder) for e in examples}
+
+
+def _read_by(unit: Encoded, prompt: Prompt, encoder: Encoder) -> Prompt:
+    """What of ``prompt`` the policy answers: with --train-on all-assistant that may end before its first answer."""
+    first = next((i for i, turn in enumerate(prompt) if not isinstance(turn, str) and turn.role == "assistant"), 0)
+    if not first or encoder.train_on != "all-assistant":
+        return prompt
+    (begun,) = encoder.prompts([prompt[:first]])
+    tail = min(len(begun), len(unit.prompt)) - 1  # --overlong may have cut what stands between BOS and the end
+    return prompt[:first] if np.array_equal(begun[-tail:], unit.prompt[-tail:]) else prompt
 
 
 def _point(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -26,6 +26,10 @@ class WithNLL(Loss):
     def needs_reference(self) -> bool:  # type: ignore[override]
         return self.loss.needs_reference
 
+    @property
+    def needs_baseline(self) -> bool:  # type: ignore[override]
+        return self.loss.needs_baseline
+
     def __call__(self, policy: LogProbs, reference: LogProbs | None, preferences: Preferences) -> LossOutput:
         out = self.loss(policy, reference, preferences)
         nll = -policy.mean[preferences.chosen]

@@ -15,13 +15,15 @@ from typing import Any
 
 from prefopt.errors import RunFailed, UserError
 from prefopt.losses.base import Loss, Unit
+from prefopt.terminal import described
 from prefopt.types import LogProbs, LossOutput, Preferences
 
 RESERVED = {"loss", "grad_norm", "learning_rate", "pairs", "tokens", "pairs_per_second", "tokens_per_second"}
-"""what every step says of itself"""
+RESERVED |= {"step", "split", "nonfinite", "source", "prompt", "chosen", "rejected"}
+"""what a line of metrics.jsonl or pairs.jsonl says beside what a loss does"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Custom(Loss):
     """A loss of the user's own: what it leaves unsaid is `Loss`'s default, and what it returns is checked."""
 
@@ -33,6 +35,9 @@ class Custom(Loss):
             raise UserError(f"{self.name} cannot be called: give it __call__(self, policy, reference, preferences)")
         if self.unit not in typing.get_args(Unit):
             raise UserError(f"{self.name}.unit must be one of {', '.join(typing.get_args(Unit))}, not {self.unit!r}")
+
+    def __repr__(self) -> str:
+        return described(self.loss)
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]
@@ -64,7 +69,7 @@ class Custom(Loss):
             raise UserError(f"{self.name} returned a loss without a gradient: compute it from policy, not detached")
         for key, value in out.metrics.items():
             if key in RESERVED:
-                raise UserError(f"{self.name} returned a metric {key}, which every step has: give it another name")
+                raise UserError(f"{self.name} returned a metric {key}, which is taken: give it another name")
             if not hasattr(value, "detach"):
                 raise UserError(
                     f"{self.name} returned a metric {key} that is a {type(value).__name__}: return a tensor"

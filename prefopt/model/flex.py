@@ -19,6 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from prefopt.transfer import to_device
 
 BLOCK = 128
+OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+"""not the kernel for decoding that torch takes below 128 queries, which has no tiles for most grouped heads"""
 
 
 def takes(query: Tensor) -> bool:
@@ -47,16 +49,19 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
         full &= at.max(1)[:, None] - at.min(1)[None, :] < window
     ends_there, at_there = (to_device(torch.from_numpy(x), device) for x in (ends, at.reshape(-1)))
 
-    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor, window: int | None = window) -> Tensor:
         visible = (j <= i) & (i < ends_there[j])
         return visible if window is None else visible & (at_there[i] - at_there[j] < window)
 
-    partial, full_ones = _listed(some & ~full, device), _listed(full, device)
-    return BlockMask.from_kv_blocks(*partial, *full_ones, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(size, size))
+    # Keys by queries for the forward pass, queries by keys for the backward. BlockMask.from_kv_blocks would work the
+    # latter out on the device, by what may not run beside the compilation of the step before.
+    partial = some & ~full
+    seen, wholly_seen, by, wholly_by = (_listed(blocks, device) for blocks in (partial, full, partial.T, full.T))
+    return BlockMask((size, size), *seen, *wholly_seen, *by, *wholly_by, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)
 
 
 def _listed(wanted: np.ndarray, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """[n, n] bool -> how many key blocks each query block looks at [1, 1, n], and which, these first [1, 1, n, n]."""
+    """[n, n] bool -> how many columns each row goes with [1, 1, n], and which, these first [1, 1, n, n]."""
     count, order = wanted.sum(1), np.argsort(~wanted, axis=1, kind="stable")
     counted, listed = (torch.from_numpy(x.astype(np.int32))[None, None] for x in (count, order))
     return to_device(counted, device), to_device(listed, device)
@@ -68,8 +73,14 @@ def _kernel(query: Tensor) -> Any:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    # dynamic: every batch has a length of its own, and none may cost a compilation.
-    return torch.compile(flex_attention, dynamic=True)
+    """Every batch has a length of its own, and none may cost a compilation: ``dynamic``.
+
+    A soft cap is a constant of the kernel. With and without a gradient, with and without a window, each model's heads:
+    each is a kernel of its own, more than the eight after which torch would compute T x T scores without a word.
+    """
+    torch._dynamo.config.specialize_float = True
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def attend(
@@ -88,4 +99,5 @@ def attend(
     return _kernel(query)(
         query, key, value, block_mask=mask, scale=scaling,
         score_mod=None if softcap is None else squeeze, enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=OPTIONS,
     )  # fmt: skip

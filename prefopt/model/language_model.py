@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.data import plan
+from prefopt.errors import UserError
 from prefopt.model import attention
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.quiet import quiet
@@ -69,8 +70,12 @@ class LanguageModel:
 
     @torch.no_grad()
     def load_weights(self, saved: dict[str, Tensor]) -> None:
-        """Put back what ``weights`` gave."""
+        """Put back what ``weights`` gave. UserError where those are another model's."""
         for name, parameter in self.weights().items():
+            if name not in saved or saved[name].shape != parameter.shape:
+                raise UserError(
+                    f"the checkpoint's {name} is not of this model's shape: put the model back that the run began with"
+                )
             parameter.copy_(saved[name])
 
     def save(self, folder: Path) -> None:
@@ -115,13 +120,12 @@ class LanguageModel:
         """
         vocabulary = self.bare.config.get_text_config().vocab_size
         with self.computing():
-            # index_select and not [...], whose gradient is added up in whatever order the threads come to it
             if self.way == "logits":
                 with recomputing(self.layers[: self._recomputed(batch, room)]):
                     logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
-                token = token_logps(logits.index_select(0, batch.source), lambda h: h, batch.target, vocabulary)
+                token = token_logps(_rows(logits, batch.source), lambda h: h, batch.target, vocabulary)
             else:
-                hidden = self.hidden(batch, room).index_select(0, batch.source)
+                hidden = _rows(self.hidden(batch, room), batch.source)
                 token = token_logps(hidden, self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
@@ -167,3 +171,8 @@ class LanguageModel:
         if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _rows(values: Tensor, at: Tensor) -> Tensor:
+    """``values[at]``, some rows more than once, in the way whose gradient is added up in the same order every time."""
+    return values[at] if values.is_cuda else values.index_select(0, at)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prefopt.data.cache import folder
 from prefopt.errors import RunFailed
-from prefopt.types import Encoded
+from prefopt.types import Encoded, LogProbs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -284,41 +284,34 @@ def fill(
 
 # --- step 0 -----------------------------------------------------------------------------------
 
-LN_2 = math.log(2)
-
-# Of a reward or loss, in its own unit. Sums of hundreds of log-probs, computed in another packing.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+# Nats of a response: sums of hundreds of log-probs, computed in another packing.
+_TOLERANCE = {torch.float32: 0.01, torch.float16: 0.5, torch.bfloat16: 2.5}
 
 
 def check_step_zero(
-    losses: Tensor, rewards: Tensor, dtype: torch.dtype, sources: Sequence[str], expected: Tensor | float = LN_2
+    policy: LogProbs, reference: LogProbs, dtype: torch.dtype, sources: Sequence[str], expected: Tensor
 ) -> None:
-    """Before the first update policy = reference, so each loss [P] is ln 2 and each reward [P] or [P, K] is 0.
+    """Before the first update policy = reference: the same log π(y|x) of every response [R], each from its source.
 
-    ``expected``, one value or [P], is the loss at h = 0 where that is not ln 2. RunFailed otherwise,
-    with the example that is furthest off. The tolerance allows for another packing in that dtype.
+    Then a reward β (log π − log π_ref) is 0 and DPO's loss ln 2, whatever β is. ``expected`` [P] is the loss there,
+    which must be a number. RunFailed otherwise, with the response that is furthest off.
 
-    >>> check_step_zero(torch.tensor([0.6931]), torch.tensor([[0.0, 0.0]]), torch.float32, ["f.jsonl:1"])
+    >>> there = LogProbs(sum=torch.tensor([-10.0]), length=torch.tensor([4.0]))
+    >>> check_step_zero(there, there, torch.float32, ["f.jsonl:1"], torch.tensor([0.6931]))
     """
-    if not len(losses):
-        return
-    tolerance = _TOLERANCE[dtype]
-    expected = torch.as_tensor(expected, dtype=torch.float32, device=losses.device).expand(len(losses))
-    loss_off = (losses.float() - expected).abs() / expected.abs().clamp(min=1)
-    reward_off = rewards.float().reshape(len(losses), -1).abs().amax(1)
     if not expected.isfinite().all():
         raise RunFailed(
             f"step 0: the loss is {expected[~expected.isfinite()][0]:g} where policy and reference agree, as they do "
             "before the first step: it cannot be trained with from there; check what it does with margins of 0"
         )
-    off = torch.maximum(loss_off, reward_off).nan_to_num(nan=math.inf)
-    count, worst = int((off > tolerance).sum()), int(off.argmax())
-    if count:
-        loss, ideal, reward = losses[worst].item(), expected[worst].item(), reward_off[worst].item()
+    off = (policy.sum - reference.sum).abs().nan_to_num(nan=math.inf)
+    tolerance = _TOLERANCE[dtype]
+    if count := int((off > tolerance).sum()):
+        worst = int(off.argmax())
         raise RunFailed(
-            f"step 0: policy and reference should agree, but {count} of {len(losses)} examples are off by more than "
-            f"{tolerance:g}, most of all {sources[worst]} with loss {loss:.4f} instead of {ideal:.4f} "
-            f"and reward {reward:.4f} instead of 0. Likely causes: the reference is another model "
+            f"step 0: policy and reference should agree, but {count} of {len(off)} responses are off by more than "
+            f"{tolerance:g} nats, most of all one of {sources[worst]} with log-probability {policy.sum[worst]:.4f} "
+            f"instead of {reference.sum[worst]:.4f}. Likely causes: the reference is another model "
             "than the one that training starts from, or its figures are stale; dropout is on; an adapter is "
             "active in one of the two only; the two compute in different dtypes"
         )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from typing import TypeVar
 
+from prefopt.ahead import ahead
 from prefopt.model.figures import Figures
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.footprint import MOST_TOKENS
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import ReferenceStore, Row, Scope, Sums, default_path, fill, response_keys
 from prefopt.progress import UNSEEN, Advance, Shown
-from prefopt.types import Encoded
+from prefopt.types import Encoded, LogProbs
 
 T = TypeVar("T")
 Logps = tuple[list[float], list[int]]
@@ -25,8 +27,8 @@ AT_ONCE = 4096
 def scored(lm: LanguageModel, examples: Sequence[Encoded], budget: int | None = None) -> list[Logps]:
     """Per example: log π(y|x) of its responses, in nats, and their lengths; ``budget`` tokens are computed at once."""
     found: Sums = {}
-    for group in lm.microbatches(examples, budget or MOST_TOKENS[lm.device.type]):
-        found.update((key, (total, length)) for key, total, length in _rows(lm, group))
+    for rows in _rows(lm, lm.microbatches(examples, budget or MOST_TOKENS[lm.device.type])):
+        found.update((key, (total, length)) for key, total, length in rows)
     of_each = ([found[key] for key in response_keys(example)] for example in examples)
     return [([total for total, _ in known], [length for _, length in known]) for known in of_each]
 
@@ -68,8 +70,7 @@ def _compute(
     wanted = {key: response for key, response in each if key not in figures}
 
     def scorer(missing: list[str]) -> Iterator[Row]:
-        for group in lm.microbatches(_together([wanted[key] for key in missing]), budget):
-            rows = _rows(lm, group)
+        for rows in _rows(lm, lm.microbatches(_together([wanted[key] for key in missing]), budget)):
             yield from rows
             advance(len(rows))
 
@@ -92,12 +93,23 @@ def _together(responses: list[tuple[Encoded, int]]) -> list[Encoded]:
     ]
 
 
-def _rows(lm: LanguageModel, group: list[Encoded]) -> list[Row]:
+def _rows(lm: LanguageModel, groups: list[list[Encoded]]) -> Iterator[list[Row]]:
+    """Of each group; a GPU is at work on the next one when it is asked for one's figures."""
+    asked: list[tuple[list[Encoded], LogProbs]] = []
+    late = int(lm.device.type == "cuda")
+    with closing(ahead(lm.pack, groups)) as packed:
+        for group, batch in zip(groups, packed, strict=True):
+            asked.append((group, lm.score(batch)))
+            if len(asked) > late:
+                yield _read(*asked.pop(0))
+    yield from itertools.starmap(_read, asked)
+
+
+def _read(group: list[Encoded], logps: LogProbs) -> list[Row]:
     keys = [key for example in group for key in response_keys(example)]
-    logps = lm.score(lm.pack(group))
     return list(zip(keys, logps.sum.tolist(), map(int, logps.length.tolist()), strict=True))
 
 
 def _at_once(things: Iterator[T]) -> Iterator[list[T]]:
-    while some := list(islice(things, AT_ONCE)):
+    while some := list(itertools.islice(things, AT_ONCE)):
         yield some

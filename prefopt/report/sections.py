@@ -292,9 +292,16 @@ def reliability(runs: Sequence[Run]) -> Markup | None:
     return part("section", "Reliability", part("grid", drawn)) if drawn else None
 
 
+THOUGHT = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
+"""what is shown of a pair; a loss of the user's own need not tell it"""
+
+
 def worst(runs: Sequence[Run]) -> Markup | None:
     """The pairs with the lowest margins, among those that every run has scored."""
-    known = [{(p["split"], p.get("source"), p.get("chosen")): p for p in run.judged_pairs} for run in runs]
+    known = [
+        {(p["split"], p.get("source"), p.get("chosen")): p for p in run.judged_pairs if p.keys() >= THOUGHT}
+        for run in runs
+    ]
     shared = [key for key in known[0] if all(key in of_run for of_run in known)]
     wrong = [key for key in shared if any(of_run[key]["rewards/margins"] < 0 for of_run in known)]
     if not wrong:

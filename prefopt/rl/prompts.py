@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from prefopt.generate import Prompt
 from prefopt.sample import prompts
 from prefopt.terminal import counted
 from prefopt.train.display import Display
-from prefopt.train.prepare import Prepared
+from prefopt.train.prepare import TRAINED_ON_TOO, Prepared, trained_on_too
 from prefopt.types import Encoded, Example
 
 
@@ -39,14 +40,20 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, disp
     """The different prompts of ``config.data``, those that leave room for an answer. UserError where there are none."""
     encoder = Encoder(tokenizer, max_length, config.overlong)
     texts: dict[str, Prompt] = {}
+    counts: Counter[str] = Counter()
+
+    def left_out(text: str) -> None:
+        if config.strict:
+            raise UserError(f"{text}; --strict refuses such data")
+        display.note(text)
 
     def asked(specs: Sequence[str]) -> list[Encoded]:
-        examples = prompts(specs, config.format, display.note)
+        examples = prompts(specs, config.format, left_out)
         found = encode(encoder, examples, config.max_new_tokens)
         texts.update((encoded.prompt_key, example.prompt) for encoded, example in found)
         if len(found) < len(examples):
             without = counted(len(examples) - len(found), "prompt")
-            display.note(
+            left_out(
                 f"no room for --max-new-tokens {config.max_new_tokens} within {max_length} tokens after {without}, "
                 "dropped: --overlong cut-prompt would cut their beginning"
             )
@@ -59,13 +66,16 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, disp
 
     train: Sequence[Encoded] = asked(config.data)
     held_out: Sequence[Encoded] = asked(config.eval_data) if config.eval_data else []
+    if overlap := trained_on_too(train, held_out):
+        display.note(f"{overlap:,} of {counted(len(held_out), 'held-out prompt')} are trained on too")
+        counts[TRAINED_ON_TOO] = overlap
     if config.eval_fraction:
         train, held_out = plan.split(train, config.eval_fraction, config.seed)
         if not train:
             raise UserError(f"--eval-fraction {config.eval_fraction:g} holds out every prompt: lower it")
         if not held_out:
             display.note(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
-    return Asked(train, held_out, texts=texts, answer=config.max_new_tokens)
+    return Asked(train, held_out, counts, texts, config.max_new_tokens)
 
 
 def encode(encoder: Encoder, examples: Sequence[Example], answer: int) -> list[tuple[Encoded, Example]]:

@@ -140,6 +140,11 @@ def text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(message.content for message in prompt)
 
 
+def _read_on(prompt: Prompt, response: str) -> str:
+    """Both as one text: a response goes on where a text stopped, and is another message after messages."""
+    return prompt + response if isinstance(prompt, str) else text((*prompt, Message("assistant", response)))
+
+
 def encode(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
     """One example for each pair, as in training, its end token included; a prompt that is too long loses its beginning.
 
@@ -202,7 +207,7 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        texts = [text(prompt) + response for prompt, response in pairs]
+        texts = [_read_on(prompt, response) for prompt, response in pairs]
         longest = getattr(self.module.config, "max_position_embeddings", None) or math.inf
         longest = min(self.tokenizer.model_max_length, longest)
         found = np.zeros(len(texts))

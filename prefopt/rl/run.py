@@ -29,7 +29,7 @@ from prefopt.train import checkpoint, optimizer, outcome, rng, seen
 from prefopt.train.alone import alone
 from prefopt.train.display import Display, size
 from prefopt.train.guard import Guard
-from prefopt.train.job import Job
+from prefopt.train.job import Job, check_folder
 from prefopt.train.loop import Hooks, batches, repeat
 from prefopt.train.metrics import MetricsFile, peak_memory, read_metrics
 from prefopt.train.track import Trackers
@@ -64,6 +64,7 @@ def method_of(config: settings.PPO) -> PPO:
 def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     """Train as planned; as `run` otherwise."""
     with alone(job.out), resumable():
+        check_folder(job.config)
         return _execute(job, method, reward)
 
 
@@ -226,7 +227,7 @@ def results(job: Job, state: PPOState, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_memory": peak_memory(),
         "read_as": state.cast.policy.way,
-        "data": {"fingerprint": job.data.fingerprint, "prompts": len(job.data.train)},
+        "data": {"fingerprint": job.data.fingerprint, "prompts": len(job.data.train), **job.data.counts},
     }
 
 

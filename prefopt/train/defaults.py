@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from prefopt.config import Training
+from prefopt.errors import UserError
 from prefopt.model.footprint import MOST_TOKENS, kept_a_token
 from prefopt.train.loop import Schedule
 
@@ -71,6 +72,15 @@ def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) ->
         return fitting(max(5 * 10**8, held // 4), each, most=MOST_TOKENS["cpu"])
     room = int(0.8 * torch.cuda.get_device_properties(device).total_memory) - held
     return fitting(room, each, most=MOST_TOKENS["cuda"])
+
+
+def must_fit(device: torch.device, held: int) -> None:
+    """UserError where ``held`` bytes, of which each step needs all, are more than a GPU has."""
+    if device.type == "cuda" and held > (there := torch.cuda.get_device_properties(device).total_memory):
+        raise UserError(
+            f"weights, gradients and moments take {held / 1e9:.0f} GB, and this GPU has {there / 1e9:.0f}: "
+            "take a smaller model or a larger GPU; --optimizer rmsprop keeps a quarter less than adamw"
+        )
 
 
 def held(parameters: int, optimizer: str = "adamw") -> int:

@@ -24,6 +24,7 @@ from prefopt.generate import TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.train.loop import Evaluation
 from prefopt.types import Encoded
+from prefopt.whole import whole
 
 SAMPLES, SAMPLE_TOKENS = 6, 64
 """prompts that are answered, and the most tokens of an answer: seconds, beside a run's minutes"""
@@ -107,7 +108,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with whole(file) as opened:
+            opened.writelines(json.dumps(row) + "\n" for row in rows)
     except OSError as error:
         raise RunFailed(
             f"{file}: cannot be written ({error.strerror}): make room, then continue with --resume"

@@ -49,7 +49,7 @@ class Job:
     @classmethod
     def plan(cls, config: settings.Training, loss: losses.Loss, display: Display, prepare: Prepare = prepare) -> Job:
         """UserError for anything that the run would stumble over later: folder, length, data, settings."""
-        _check_folder(config)
+        check_folder(config)
         device = pick_device(config.device)
         if loss.needs_baseline and config.batch_size < 2:
             raise UserError(f"--batch-size 1: {loss} compares each answer with another one of its step, so it needs 2")
@@ -79,6 +79,7 @@ class Job:
                 "each step holds some of them more than once"
             )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
+        defaults.must_fit(device, job.held())
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
         budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)
         job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)
@@ -188,7 +189,8 @@ def count_parameters(model: Any) -> int:
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(model).parameters())
 
 
-def _check_folder(config: settings.Training) -> None:
+def check_folder(config: settings.Training) -> None:
+    """UserError where ``--out`` holds something that this run is not to continue."""
     held = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
     begun = "config.yaml" in held
     if begun and not config.resume and held != {"config.yaml"}:  # that alone is of one which did not come to begin

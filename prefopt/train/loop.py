@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
+from prefopt.ahead import ahead
 from prefopt.data import plan
 from prefopt.model.subnormal import flushed_to_zero
 from prefopt.progress import Advance, untold
-from prefopt.train.ahead import ahead
 from prefopt.train.guard import Guard
 from prefopt.train.metrics import Metrics, averages
 from prefopt.train.objective import Objective, Ready
@@ -148,10 +148,10 @@ class Unread:
 
     def add(self, step: int, figures: Figures, began: float) -> None:
         """A step that was handed over just now."""
-        handed = time.perf_counter()
+        handed, there = time.perf_counter(), figures.there()
         self.read()
         self.newest = step, figures, began, handed
-        if figures.there():
+        if there:
             self.read()
 
     def read(self) -> None:
@@ -164,7 +164,8 @@ class Unread:
         (step, figures, began, handed), self.newest = self.newest, None
         wait = not figures.there()
         values = figures.read()
-        began, self.ended = max(began, self.ended), time.perf_counter() if wait else handed
+        began = max(began, self.ended)
+        self.ended = handed if handed > began and not wait else time.perf_counter()
         seconds = self.ended - began
         self.log(step, {COUNTS.get(k, k): v / seconds if k in COUNTS else v for k, v in values.items()})
 
@@ -257,15 +258,21 @@ def evaluate(objective: Objective, units: Sequence[Encoded], advance: Advance = 
     singly: list[dict[str, float]] = []
     for batch in evaluation_batches(units):
         baseline = objective.baseline(batch)
-        known: dict[int, dict[str, float]] = {}
-        for group in objective.lm.microbatches(batch, objective.tokens_without_gradient):
-            output = objective(objective.ready(group), baseline)
-            named = {"loss": output.loss, **output.metrics}
-            metrics.add(named)
-            each = {name: values.float() for name, values in named.items() if values.shape == output.loss.shape}
-            if {"rewards/accuracies", "rewards/margins"} <= each.keys():
-                rows = torch.stack(list(each.values()), 1).tolist()
-                known |= {id(u): dict(zip(each, row, strict=True)) for u, row in zip(group, rows, strict=True)}
+        groups = objective.lm.microbatches(batch, objective.tokens_without_gradient)
+        told: list[tuple[list[Encoded], list[str], torch.Tensor]] = []  # read when all of it is under way
+        with closing(ahead(objective.ready, groups)) as ready:
+            for group, part in zip(groups, ready, strict=True):
+                output = objective(part, baseline)
+                named = {"loss": output.loss, **output.metrics}
+                metrics.add(named)
+                each = {name: values.float() for name, values in named.items() if values.shape == output.loss.shape}
+                if {"rewards/accuracies", "rewards/margins"} <= each.keys():
+                    told.append((group, list(each), torch.stack(list(each.values()), 1)))
+        known = {
+            id(unit): dict(zip(names, row, strict=True))
+            for group, names, rows in told
+            for unit, row in zip(group, rows.tolist(), strict=True)
+        }
         singly += [known[id(example)] for example in batch if id(example) in known]
         advance(len(batch))
     return Evaluation(metrics.reduce(), singly)

@@ -30,7 +30,8 @@ def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, flo
     """Averages, and for pairs the accuracy's interval and how far margins follow length."""
     if not evaluation.accuracies:
         return evaluation.values | {"examples": len(units)}
-    longer = [len(u.responses[0]) - len(u.responses[1]) for u in units if len(u.responses) > 1]
+    lengths = [[len(response) for response in unit.responses] for unit in units]
+    longer = [best - sum(others) / len(others) for best, *others in lengths if others]  # as margins are
     values = with_interval(evaluation.values, evaluation.accuracies, [u.prompt_key for u in units])
     if len(longer) == len(evaluation.margins):
         values["length_correlation"] = length_correlation(evaluation.margins, longer)

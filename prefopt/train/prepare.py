@@ -77,13 +77,13 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
         held_out = units(config.eval_data)
         if not held_out:
             raise UserError(f"--eval-data {', '.join(config.eval_data)}: nothing of it can be evaluated on")
-        seen = {*each(train, "prompt_key")}
-        overlap = sum(key in seen for key in each(held_out, "prompt_key"))
-        if overlap:
+        if overlap := trained_on_too(train, held_out):
             notes.append(f"{overlap:,} of {len(held_out):,} held-out examples have a prompt that is trained on too")
-            counts["held out and trained on"] = overlap
-    elif config.eval_fraction:
+            counts[TRAINED_ON_TOO] = overlap
+    elif config.eval_fraction and train:
         train, held_out = plan.split(train, config.eval_fraction, config.seed)
+        if not train:
+            raise UserError(f"--eval-fraction {config.eval_fraction:g} holds out every prompt: lower it")
         if not held_out:
             notes.append(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
     if config.strict and findings:
@@ -99,6 +99,15 @@ def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int |
     for line in account(findings):
         display.note(line)
     return Prepared(train, held_out, counts)
+
+
+TRAINED_ON_TOO = "held out and trained on"
+
+
+def trained_on_too(train: Sequence[Encoded], held_out: Sequence[Encoded]) -> int:
+    """How many held-out examples have a prompt that is trained on."""
+    seen = {*each(train, "prompt_key")}
+    return sum(key in seen for key in each(held_out, "prompt_key"))
 
 
 UNFIT: dict[plan.Unit, tuple[str, str]] = {

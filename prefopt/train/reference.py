@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
-import torch
-
 from prefopt import config as settings
 from prefopt.data import plan
 from prefopt.model.load import load_model
@@ -65,16 +63,11 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
     units = job.data.train
     order = plan.order(units, job.schedule.seed, job.schedule.group_by_prompt)
     batch = [units[i] for i in order.batch(0, job.schedule.batch_size)]
-    # A baseline from wrong figures would shift with them and hide what is wrong, and it is 0 where they are right.
-    zero = torch.zeros((), device=objective.lm.device)
     for group in objective.lm.microbatches(batch, objective.tokens_per_microbatch):
-        with torch.no_grad():
-            found, expected = objective(objective.ready(group), zero), objective.at_reference(group)
-        # A loss need not report rewards, and KTO's are not one for each example: its value says it all, too.
-        rewards = [found.metrics.get(f"rewards/{side}", found.loss[:0]) for side in ("chosen", "rejected")]
-        each = [values for values in rewards if values.shape == found.loss.shape] or [torch.zeros_like(found.loss)]
-        sources = [example.source for example in group]
-        check_step_zero(found.loss, torch.stack(each, 1), objective.lm.dtype, sources, expected.loss)
+        policy, reference = objective.lm.score(objective.lm.pack(group)), objective.reference_logprobs(group)
+        assert reference is not None
+        sources = [example.source for example in group for _ in example.responses]
+        check_step_zero(policy, reference, objective.lm.dtype, sources, objective.at_reference(group).loss)
 
 
 def starts_from_reference(job: Job) -> bool:

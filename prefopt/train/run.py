@@ -27,7 +27,7 @@ from prefopt.train import checkpoint, evidence, optimizer, outcome, rng
 from prefopt.train.alone import alone
 from prefopt.train.display import Display
 from prefopt.train.guard import Guard
-from prefopt.train.job import Job
+from prefopt.train.job import Job, check_folder
 from prefopt.train.loop import Hooks, TrainingState, evaluate, fit
 from prefopt.train.metrics import MetricsFile
 from prefopt.train.objective import Objective
@@ -73,6 +73,7 @@ def execute(
     results what it finds of it in the end.
     """
     with alone(job.out), resumable():
+        check_folder(job.config)  # again: another run may have come and gone while this one read its data
         return _execute(job, make or _objective, examine)
 
 

@@ -258,10 +258,11 @@ def _sampled(run: Run) -> bool:
 
 def margins_saturated(run: Run) -> str | None:
     margin = run.training.get("rewards/margins", 0.0)
-    if margin > SATURATED_MARGIN and not loss_rose(run):
+    if margin > SATURATED_MARGIN and not loss_rose(run) and not run.loss.startswith("Unlikelihood"):
+        larger = ", or a larger --beta" if "beta=" in run.loss or not run.loss else ""
         return (
             f"Margins are saturated: {margin:+.1f} on training pairs, where a pair hardly pulls any more; "
-            "fewer --epochs, or a larger --beta."
+            f"fewer --epochs{larger}."
         )
     return None
 
@@ -335,7 +336,7 @@ def kl_exploded(run: Run) -> str | None:
     if kl > KL_EXPLODED:
         return (
             f"The policy is far from its reference: KL {kl:.1f} nats on {name} data, where text often degenerates; "
-            "raise --beta or lower --learning-rate, and read some samples."
+            "lower --target-kl, raise --kl-coef or lower --learning-rate, and read some samples."
         )
     return None
 

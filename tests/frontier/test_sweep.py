@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,11 +24,14 @@ from rich.console import Console
 from prefopt import config
 from prefopt.cli import main
 from prefopt.config import Setting
+from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed, UserError
 from prefopt.frontier import show, sweep
 from prefopt.losses import DPO, options_of
+from prefopt.model.load import load_tokenizer
 from prefopt.model.reference import ReferenceStore
 from prefopt.train import run
+from prefopt.types import Example, Message, Response
 from tests.train import tiny
 
 COMMON = {"model": Setting("base"), "data": Setting("prefs.jsonl"), "out": Setting("runs/s")}
@@ -116,6 +120,18 @@ def test_runs_from_python_may_hold_losses_and_names() -> None:
     assert callable(second.config.loss)
 
 
+def test_a_loss_that_cannot_be_hashed_is_a_loss() -> None:
+    @dataclass
+    class Mine:
+        scale: float = 1.0
+
+        def __call__(self, policy, reference, preferences):
+            return None
+
+    (one,) = sweep.configurations(COMMON, [sweep._given({"loss": Mine(), "seed": 3}, "runs[0]")])
+    assert one.config.loss == Mine() and one.config.seed == 3
+
+
 @pytest.mark.parametrize(
     ("own", "says"),
     [
@@ -187,6 +203,20 @@ def swept(out: Path, given: Any, *grid: str, **more: object) -> list[str]:
 def reward(tmp_path: Path) -> str:
     (tmp_path / "kind.py").write_text(REWARD)
     return f"{tmp_path / 'kind.py'}:kind"
+
+
+def test_a_reward_reads_the_prompt_that_the_policy_answers(given):
+    """With --train-on all-assistant it ends before the first answer; where a template rewrites history, the last."""
+    say = [Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?")]
+    example = Example(tuple(say), (Response("Thus", 1.0), Response("No", 0.0)), "a.jsonl:1")
+    tokenizer = load_tokenizer(given.model)
+    for train_on, expected in (("all-assistant", say[:1]), ("last-assistant", say)):
+        encoder = Encoder(tokenizer, 128, "drop", train_on)
+        (unit,) = encoder.encode([example]).examples
+        assert sweep._read_by(unit, example.prompt, encoder) == tuple(expected)
+    whole = replace(unit, prompt=encoder.prompts([example.prompt])[0])
+    assert sweep._read_by(whole, example.prompt, Encoder(tokenizer, 128, "drop", "all-assistant")) == tuple(say)
+    assert sweep._read_by(whole, "a text", encoder) == "a text"
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from prefopt.model.reference import (
     fill,
     response_keys,
 )
-from prefopt.types import Encoded
+from prefopt.types import Encoded, LogProbs
 
 SCOPE = Scope("a" * 32, "", "float32")
 KEYS = [f"{i:032x}" for i in range(50)]
@@ -321,54 +321,46 @@ def test_copies_of_the_file_can_be_handed_on(store, path, tmp_path):
 
 # --- step 0 -----------------------------------------------------------------------------------
 
-SOURCES = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
-LN2 = torch.full((3,), math.log(2))
+SOURCES = ["a.jsonl:1", "a.jsonl:1", "a.jsonl:2", "a.jsonl:2"]
+THERE = [-10.0, -12.0, -200.0, -4.0]
+LN2 = torch.full((2,), math.log(2))
 F32, BF16 = torch.float32, torch.bfloat16
 
 
+def off_by(*nats: float, dtype: torch.dtype = F32, expected: torch.Tensor = LN2) -> None:
+    reference = LogProbs(torch.tensor(THERE), torch.full((4,), 5.0))
+    check_step_zero(replace(reference, sum=reference.sum + torch.tensor(nats)), reference, dtype, SOURCES, expected)
+
+
 def test_policy_equal_to_reference_passes():
-    check_step_zero(LN2, torch.zeros(3), F32, SOURCES)
-    check_step_zero(LN2 + 1e-5, torch.full((3, 2), -1e-5), F32, SOURCES)
-    check_step_zero(LN2[:0], torch.zeros(0, 2), F32, [])
+    off_by(0.0, 0.0, 0.0, 0.0)
+    off_by(1e-4, -1e-4, 5e-3, 0.0)
+    nothing = LogProbs(torch.zeros(0), torch.zeros(0))
+    check_step_zero(nothing, nothing, F32, [], LN2[:0])
 
 
 def test_what_is_furthest_off_is_named_with_likely_causes():
-    rewards = torch.tensor([[0.0, 0.0], [0.1, -2.5], [0.2, 0.0]])
     with pytest.raises(RunFailed) as error:
-        check_step_zero(torch.tensor([math.log(2), 3.2, 0.7]), rewards, F32, SOURCES)
-    for part in (
-        "2 of 3",
-        "a.jsonl:2",
-        "loss 3.2000 instead of 0.6931",
-        "reward 2.5000",
-        "dropout",
-        "stale",
-        "adapter",
-    ):
-        assert part in str(error.value)
-
-
-def test_equal_shifts_of_both_rewards_are_seen_though_the_loss_is_right():
-    with pytest.raises(RunFailed, match=r"a\.jsonl:3"):
-        check_step_zero(LN2, torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.4, 0.4]]), F32, SOURCES)
+        off_by(0.0, 0.1, -2.5, 0.0)
+    said = str(error.value)
+    for part in ("2 of 4", "one of a.jsonl:2", "-202.5000 instead of -200.0000", "dropout", "stale", "adapter"):
+        assert part in said
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_no_number_is_furthest_off(bad):
-    with pytest.raises(RunFailed, match=r"a\.jsonl:2"):
-        check_step_zero(torch.tensor([math.log(2), bad, 9.0]), torch.zeros(3), F32, SOURCES)
+    with pytest.raises(RunFailed, match=r"one of a\.jsonl:2"):
+        off_by(0.0, 9.0, bad, 0.0)
 
 
-def test_bfloat16_is_given_more_room():
-    check_step_zero(LN2 + 0.05, torch.full((3,), 0.1), BF16, SOURCES)
-    with pytest.raises(RunFailed):
-        check_step_zero(LN2 + 0.05, torch.full((3,), 0.1), F32, SOURCES)
-    with pytest.raises(RunFailed):
-        check_step_zero(LN2 + 2.5, torch.zeros(3), BF16, SOURCES)
+def test_bfloat16_is_given_more_room_whatever_beta_is():
+    """At β = 5 half a nat, which is rounding there, is 2.5 of a reward."""
+    off_by(0.5, -0.5, 1.0, 0.0, dtype=BF16)
+    for dtype, nats in ((F32, 0.5), (BF16, 5.0)):
+        with pytest.raises(RunFailed):
+            off_by(nats, 0.0, 0.0, 0.0, dtype=dtype)
 
 
-def test_losses_whose_value_there_is_another():
-    """IPO with τ = 0.1 has (0 − 5)² = 25, and its loss moves 10 times as fast as the margin."""
-    check_step_zero(torch.tensor([25.0, 25.001, 1.0]), torch.zeros(3), F32, SOURCES, torch.tensor([25.0, 25.0, 1.0]))
-    with pytest.raises(RunFailed, match=r"26\.0000 instead of 25\.0000"):
-        check_step_zero(torch.tensor([25.0, 26.0, 25.0]), torch.zeros(3), F32, SOURCES, 25.0)
+def test_a_loss_that_is_no_number_there_cannot_be_trained_with():
+    with pytest.raises(RunFailed, match="the loss is nan where policy and reference agree"):
+        off_by(0.0, 0.0, 0.0, 0.0, expected=torch.tensor([0.7, math.nan]))

@@ -51,6 +51,15 @@ def test_the_worst_pairs_come_first_with_what_the_model_thinks_of_them(quick, tm
     assert "margin −0.75: it gives this label a chance of 32.1 %" in text  # σ(−0.75) = 0.3208
 
 
+def test_a_loss_that_tells_margins_alone_shows_no_pairs(quick, tmp_path):
+    run = made.run(tmp_path / "run")
+    rows = [made.pair(i, "eval", "plain") for i in range(4)]
+    made.lines(
+        run / "pairs.jsonl", [{k: v for k, v in row.items() if not k.endswith(("chosen", "rejected"))} for row in rows]
+    )
+    assert "Where the model disagrees" not in page(tmp_path, run).text
+
+
 def test_the_weights_are_summed_up(quick, tmp_path):
     """Ten pairs with margins −0.75, −0.5, ..., 1.5: four are at most 0, and weigh 2.303 of 4.186."""
     weights = [1 / (1 + math.exp(0.25 * (i - 3))) for i in range(10)]

@@ -316,12 +316,25 @@ def test_of_another_architecture_it_does_not(given, tmp_path):
         (dict(overlong="cut-response"), "--overlong cut-response has no effect"),
         (dict(group_by_prompt=True), "--group-by-prompt has no effect"),
         (dict(clip_ratio=0), "--clip-ratio must be above 0"),
+        (dict(seed=2**32), "--seed must be from 0 to 4294967295, not 4294967296"),
     ],
 )
 def test_mistakes_are_named(given, tmp_path, capsys, change, said):
     assert cli(given, tmp_path / "run", **change) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_strict_refuses_what_cannot_be_asked_and_what_is_trained_on_is_told(given, tmp_path, capsys):
+    model, _, reward = given
+    data = tiny.write(tmp_path / "odd.jsonl", [{"prompt": "the cat"}, {"prompt": 3}, {"prompt": "a dog"}])
+    odd = (model, data, reward)
+    assert cli(odd, tmp_path / "run", strict=True, eval_fraction=0) == 2
+    assert "odd.jsonl:2" in (said := capsys.readouterr().err) and "--strict refuses such data" in said
+    held_out = tiny.write(tmp_path / "held.jsonl", [{"prompt": "the cat"}, {"prompt": "no"}])
+    assert cli(odd, tmp_path / "run", eval_data=held_out, eval_fraction=0, max_steps=1) == 0
+    assert "1 of 2 held-out prompts are trained on too" in capsys.readouterr().err
+    assert tiny.results(tmp_path / "run")["data"]["held out and trained on"] == 1
 
 
 def test_a_reward_that_fails_is_named_by_its_line(given, tmp_path, capsys):

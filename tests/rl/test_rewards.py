@@ -76,6 +76,13 @@ def test_a_label_is_its_probability_and_a_long_text_is_read_from_its_end(classif
     assert np.isclose(good[0], float(module(input_ids=ids).logits.softmax(-1)[0, 1]), atol=1e-6)
 
 
+def test_an_answer_to_messages_is_a_message_of_its_own(classifier):
+    name = classifier(["bad", "good"], "bert")
+    asked = (Message("user", "the cat"), Message("assistant", "sat"), Message("user", "on"))
+    chat, text = load_reward(f"{name}:good")([(asked, "the mat"), ("the cat\n\nsat\n\non\n\n", "the mat")])
+    assert chat == pytest.approx(text)
+
+
 def test_the_implicit_reward_is_the_scaled_log_ratio(models):
     policy, reference = models
     examples = encode(Encoder(load_tokenizer(policy)), PAIRS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from prefopt import config
 from prefopt.data import plan
+from prefopt.errors import UserError
 from prefopt.losses import LOSSES, make_loss
 from prefopt.model import scoring
 from prefopt.train import loop, reference, run
@@ -66,15 +68,15 @@ def test_step_0_of_every_loss_passes(given, tmp_path, name):
 @pytest.mark.parametrize("name", ["dpo", "ipo", "kto", "plackett_luce"])
 def test_figures_of_another_model_stop_the_run(given, tmp_path, monkeypatch, capsys, name):
     """The store holds what is wrong, under the right key: step 0 finds it, and says what may be the cause."""
-    scored = scoring._rows
+    scored = scoring._read
     data = data_for(given, make_loss(name).unit)
     with monkeypatch.context() as patched:
         # From the responses' length, so that no difference of two cancels it.
-        patched.setattr(scoring, "_rows", lambda *a: [(key, total - n, n) for key, total, n in scored(*a)])
+        patched.setattr(scoring, "_read", lambda *a: [(key, total - n, n) for key, total, n in scored(*a)])
         assert tiny.cli("train", given.model, data, tmp_path / "a", loss=name) == 1
     assert tiny.cli("train", given.model, data, tmp_path / "b", loss=name) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("prefopt: step 0: policy and reference should agree, but 4 of 4 examples")
+    assert re.match(r"prefopt: step 0: policy and reference should agree, but (\d+) of \1 responses", last)
     assert f"{data}:" in last and "stale" in last and "dropout is on" in last and "adapter" in last
     assert not list(tmp_path.glob("*/model")) and not list(tmp_path.glob("*/checkpoints/*"))
 
@@ -91,7 +93,7 @@ def test_dropout_stops_the_run(given, tmp_path, monkeypatch, capsys):
     assert "dropout is on" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_loss_that_reports_no_rewards_is_checked_by_its_value(given, tmp_path):
+def test_a_loss_that_reports_no_rewards_is_checked_too(given, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from prefopt.types import LossOutput\n"
@@ -155,3 +157,13 @@ def test_and_averages_of_micro_batches_would_be_seen(given, tmp_path, monkeypatc
         settings = dict(batch_size=8, tokens_per_microbatch=budget, learning_rate=1e-4)
         assert tiny.cli("train", given.model, given.pairs, out, **settings) == 0
     assert tiny.apart(*map(tiny.weights, outs)) > 1e-5
+
+
+def test_weights_of_another_shape_are_refused(given, tmp_path):
+    _, ours = objective(given, tmp_path, "sft")
+    saved = {name: tensor.clone() for name, tensor in ours.lm.weights().items()}
+    ours.lm.load_weights(saved)
+    name = next(iter(saved))
+    for other in (saved | {name: saved[name][:1]}, {k: v for k, v in saved.items() if k != name}):
+        with pytest.raises(UserError, match=f"{name} is not of this model's shape"):
+            ours.lm.load_weights(other)

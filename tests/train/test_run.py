@@ -346,6 +346,57 @@ def test_from_python(given, tmp_path, capsys):
     assert got == {"name": "dpo", "object": "dpo", "class": "Mine", "instance": "Mine", "function": "mine"}
 
 
+def test_a_loss_of_ones_own_is_known_again_by_another_process(given, tmp_path):
+    """Objects, and so their addresses, are new ones there."""
+
+    def fresh(kind: str):
+        def mine(policy, reference, preferences):
+            return DPO(beta=0.3)(policy, reference, preferences)
+
+        class Mine:
+            def __call__(self, policy, reference, preferences):
+                return mine(policy, reference, preferences)
+
+        return mine if kind == "function" else Mine()
+
+    for kind in ("function", "instance"):
+        settings = dict(model=given.model, data=given.pairs, out=tmp_path / kind, batch_size=4, max_steps=4)
+        api.train(loss=fresh(kind), **settings)
+        assert " at 0x" not in tiny.results(tmp_path / kind)["loss"]
+        assert api.train(loss=fresh(kind), resume=True, **settings)["steps"] == 4
+
+
+def test_an_option_that_only_python_can_say(given, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom prefopt.losses import DPO\n"
+        "@dataclass(frozen=True)\nclass Mine:\n    inner: DPO = DPO()\n    scale: float = 1.0\n"
+        "    def __call__(self, *given): return self.inner(*given)\n"
+    )
+    loss = f"{tmp_path}/mine.py:Mine"
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", loss=loss, max_steps=2) == 0
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "scale: 1.0" in written and "inner" not in written
+
+
+def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(given, tmp_path, monkeypatch):
+    out, alone = tmp_path / "run", run.alone
+
+    def another_first(folder):
+        monkeypatch.setattr(run, "alone", alone)
+        assert tiny.cli("train", given.model, given.pairs, out, max_steps=2) == 0
+        return alone(folder)
+
+    monkeypatch.setattr(run, "alone", another_first)
+    assert tiny.cli("train", given.model, given.pairs, out, max_steps=3) == 2
+    assert tiny.results(out)["steps"] == 2
+
+
+def test_all_held_out_is_told_as_such(given, tmp_path, capsys):
+    one = tiny.pairs(tmp_path / "one.jsonl", count=4, prompts=1)
+    assert tiny.cli("train", given.model, one, tmp_path / "run", eval_fraction=0.6) == 2
+    assert "--eval-fraction 0.6 holds out every prompt: lower it" in capsys.readouterr().err
+
+
 def test_sft_from_python_is_the_command(given, tmp_path):
     api.sft(
         model=given.model,

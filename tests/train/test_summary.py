@@ -209,12 +209,19 @@ def test_rankings_are_called_rankings_and_a_reward_model_is_told_of_no_loss():
         ("WithNLL(loss=DPO(beta=0.1), nll_weight=0.1)", "pair", "raise --nll-weight, raise --beta or lower --learning"),
         ("IPO(tau=0.02)", "pair", "add --nll-weight 0.1 or lower --learning-rate"),
         ("KTO(beta=0.1)", "response", "other answers; raise --beta or lower --learning-rate"),
+        ("DPO(beta=0.1)", "pair", "fewer --epochs, or a larger --beta."),
+        ("BradleyTerry(margin=0.0, center=0.0)", "pair", "fewer --epochs."),
     ],
 )
 def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
-    split = {"before": {"logps/chosen": -50.0}, "after": {"logps/chosen": -90.0}}
+    split = {"before": {"logps/chosen": -50.0}, "after": {"logps/chosen": -90.0, "rewards/margins": 6.0}}
     results = {"training": split, "held_out": None, "loss": loss, "unit": unit}
     assert any(advice in text for text in summarize([], results).warnings)
+
+
+def test_margins_that_never_saturate():
+    """Unlikelihood pulls at every pair alike, however far apart it is."""
+    assert not any("saturated" in text for text in _warnings({"rewards/margins": 9.0}, loss="Unlikelihood(alpha=1.0)"))
 
 
 def test_a_loss_that_rose_is_said_first_and_its_margins_are_not_called_saturated():

@@ -213,6 +213,16 @@ class Clock:
         self.now += 5e-4  # a line is written
 
 
+def test_a_rate_is_positive_whenever_the_figures_come(monkeypatch):
+    """Those of a step come while the ones before it are written: after it was handed over, and before it is asked."""
+    clock = Clock(monkeypatch, 0.01, 0.01002)
+    clock.log = lambda step, values: (clock.rates.append(values["pairs_per_second"]), clock.__dict__.update(
+        now=clock.now + 0.05))  # fmt: skip
+    schedule = loop.Schedule(12, 8, 1.0, 0, "constant", 1.0, 0, 0, 100)
+    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log, lambda step: None, lambda step: None))
+    assert len(clock.rates) == 12 and all(0 < rate <= 8 / 0.01 * 1.01 for rate in clock.rates)
+
+
 @pytest.mark.parametrize("save_every", [1, 3, 100])
 @pytest.mark.parametrize(("host", "device"), [(0.01, 0.001), (0.01, 0.01), (0.01, 0.03)])
 def test_a_rate_is_the_slower_ones(monkeypatch, host, device, save_every):
@@ -252,4 +262,4 @@ def test_a_loss_has_metrics_of_any_name_but_the_steps_own(given, tmp_path, capsy
     assert tiny.metrics(tmp_path / "run")[-1]["finite"] == 0
     file.write_text(source.replace("NAME", "grad_norm"))
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "other", loss=f"{file}:Named") == 2
-    assert "returned a metric grad_norm, which every step has" in capsys.readouterr().err
+    assert "returned a metric grad_norm, which is taken" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from prefopt.train.ahead import ahead
+from prefopt.ahead import ahead
 
 
 def test_the_next_is_built_while_one_is_in_use():
