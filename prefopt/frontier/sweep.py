@@ -46,7 +46,8 @@ from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare
-from prefopt.train.run import execute
+from prefopt.train.run import start
+from prefopt.train.session import execute
 from prefopt.types import Encoded, Example
 from prefopt.whole import whole
 
@@ -334,7 +335,7 @@ class Sweeping:
         if not planned.finished:
             try:
                 with redirect_stdout(sys.stderr):  # stdout is for the sweep's own results
-                    execute(planned.job)
+                    execute(planned.job, start)
             except RunFailed as error:
                 _say(f"{planned.name} failed: {error}")
                 return {**record, "status": "failed", "error": str(error)}

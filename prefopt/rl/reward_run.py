@@ -16,7 +16,8 @@ from prefopt.statistics import proportion
 from prefopt.train import defaults
 from prefopt.train.display import Display
 from prefopt.train.job import Job, count_parameters
-from prefopt.train.run import execute
+from prefopt.train.run import Tuning
+from prefopt.train.session import execute
 from prefopt.types import Encoded
 
 BINS = 10
@@ -39,32 +40,34 @@ def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         print(job.description())
         return {}
-    return execute(job, _objective, _reliability)
+    return execute(job, start)
 
 
-def _objective(job: Job, display: Display) -> Any:
+def start(job: Job, display: Display) -> Judging:
+    """The reward model, as it stands before the first step."""
     config = job.config
     lm = load_reward_model(config.model, job.tokenizer, config.dtype, config.device, job.data.longest)
     if lm.why:
         display.note(lm.why)
     assert config.tokens_per_microbatch is not None
-    return RewardObjective(cast(RewardLoss, job.loss), lm, config.tokens_per_microbatch)
+    objective = RewardObjective(cast(RewardLoss, job.loss), lm, config.tokens_per_microbatch)
+    return cast(Judging, Judging.on(job, cast(Any, objective)))
 
 
-def _reliability(job: Job, objective: RewardObjective) -> dict[str, Any]:
-    """What results.json holds beside the figures of every run: ``reliability``, where there are held-out data.
+class Judging(Tuning):
+    """The course of such a run: `Tuning` on rewards, and in the end how far they can be believed."""
 
-    Its picture goes to ``reliability.svg``.
-    """
-    if not job.data.held_out:
-        return {}
-    units = job.data.held_out
-    with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
-        found = scored(objective.lm, units, objective.tokens_without_gradient, advance)
-    margins, of = margins_of(units, found)
-    known = reliability(margins, of)
-    (job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
-    return {"reliability": known}
+    def results(self, seconds: float) -> dict[str, Any]:
+        """Where there are held-out data, also ``reliability``, whose picture goes to ``reliability.svg``."""
+        found, units = super().results(seconds), self.job.data.held_out
+        if not units:
+            return found
+        with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
+            rewards = scored(cast(Any, self.policy), units, self.objective.tokens_without_gradient, advance)
+        margins, of = margins_of(units, rewards)
+        known = reliability(margins, of)
+        (self.job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
+        return found | {"reliability": known}
 
 
 def margins_of(units: Sequence[Encoded], found: Sequence[Sequence[float]]) -> tuple[list[float], list[str]]:

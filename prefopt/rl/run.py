@@ -5,16 +5,15 @@ A checkpoint holds the value model too, and its optimizer; ``model/`` is the pol
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, cast
 
-import torch
+from torch import Tensor
 
 from prefopt import config as settings
 from prefopt.data.encode import Encoder
-from prefopt.errors import Stopped, UserError
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
@@ -23,16 +22,16 @@ from prefopt.rl.prompts import Asked, prepare
 from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
-from prefopt.signals import Stop, resumable, stop_on_signal
 from prefopt.terminal import counted
-from prefopt.train import checkpoint, optimizer, outcome, rng, seen
-from prefopt.train.alone import alone
+from prefopt.train import optimizer, outcome, seen, session
+from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
+from prefopt.train.evidence import Scored
 from prefopt.train.guard import Guard
-from prefopt.train.job import Job, check_folder
+from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, batches, repeat
-from prefopt.train.metrics import MetricsFile, peak_memory, read_metrics
-from prefopt.train.track import Trackers
+from prefopt.train.metrics import peak_memory, read_metrics
+from prefopt.train.session import Recorder
 
 
 def ppo(config: settings.PPO, dry_run: bool = False) -> int:
@@ -63,45 +62,11 @@ def method_of(config: settings.PPO) -> PPO:
 
 def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
     """Train as planned; as `run` otherwise."""
-    with alone(job.out), resumable():
-        check_folder(job.config)
-        return _execute(job, method, reward)
+    return session.execute(job, partial(start, method=method, reward=reward))
 
 
-def _execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
-    began, config = time.monotonic(), job.config
-    with Display(0, "set-up") as display:
-        trackers = Trackers(config.track, config.out, display.warn)
-        found = checkpoint.load_newest(job.checkpoints) if config.resume else None
-        began -= found.state.get("seconds", 0.0) if found else 0.0  # as if it had never stopped
-        job.open_folder(found)
-        torch.manual_seed(config.seed)
-        state = _start(job, method, reward, display)
-        reference_is = model_fingerprint(state.cast.reference.bare)
-        if found:
-            _restore(state, found, reference_is)
-            display.note(f"resumed from {found.path} at step {found.step}")
-    resumed_at = found.step if found else None
-    with (
-        MetricsFile(job.metrics_file, resumed_at) as file,
-        Display(job.schedule.steps, job.verb, start=state.step) as display,
-        stop_on_signal() as stop,
-    ):
-        trackers.start(job.out.name, job.config, state.step)
-        recorder = Recorder(job, method, state, file, trackers, display, stop, reference_is, began, resumed_at)
-        hooks = Hooks(recorder.step, recorder.evaluate, recorder.save, lambda: stop.requested, recorder.pause)
-        try:
-            asked = batches(job.data.train, job.schedule, state.step)
-            repeat(partial(ppo_step, method=method), state, asked, job.schedule, hooks)
-        finally:
-            trackers.finish()
-    figures = results(job, state, time.monotonic() - began)
-    outcome.write(job, state.cast.policy, figures, {})
-    return figures
-
-
-def _start(job: Job, method: PPO, reward: Reward, display: Display) -> PPOState:
-    """The state of step 0."""
+def start(job: Job, display: Display, method: PPO, reward: Reward) -> Tuning:
+    """Policy, reference and value model, as they stand before the first step."""
     config, asked = job.config, job.data
     assert isinstance(config, settings.PPO) and isinstance(asked, Asked)
     policy = load_model(config.model, config.dtype, config.device, asked.longest)
@@ -111,7 +76,7 @@ def _start(job: Job, method: PPO, reward: Reward, display: Display) -> PPOState:
         display.note(why)
     value = _value_model(reward, policy, display)
     assert config.tokens_per_microbatch is not None
-    return PPOState(
+    training = PPOState(
         Cast(policy, reference, value, reward, asked.texts, config.tokens_per_microbatch),
         Encoder(job.tokenizer, config.max_length),
         optimizer.build(config.optimizer, policy.module.named_parameters(), config.weight_decay),
@@ -119,6 +84,7 @@ def _start(job: Job, method: PPO, reward: Reward, display: Display) -> PPOState:
         method.kl_coef,
         Guard(),
     )
+    return Tuning(job, method, training, model_fingerprint(reference.bare))
 
 
 def _value_model(reward: Reward, policy: LanguageModel, display: Display) -> ValueModel:
@@ -127,108 +93,86 @@ def _value_model(reward: Reward, policy: LanguageModel, display: Display) -> Val
     return value or ValueModel.of_policy(policy)
 
 
-def _restore(state: PPOState, found: checkpoint.Checkpoint, reference_is: str) -> None:
-    if found.state["reference"] != reference_is:
-        raise UserError(
-            "the reference is not the model that this run began with, so it would change midway: put that model back, "
-            "or choose another --out"
-        )
-    state.cast.policy.load_weights(found.tensors("model"))
-    state.cast.value.lm.load_weights(found.tensors("value"))
-    optimizer.restore_state(state.optimizer, found.tensors("optimizer"))
-    optimizer.restore_state(state.value_optimizer, found.tensors("value_optimizer"))
-    rng.restore(found.tensors("rng"))
-    state.kl_coef, state.guard, state.step = found.state["kl_coef"], Guard(**found.state["guard"]), found.step
-
-
 @dataclass
-class Recorder:
-    """Puts what the loop reports where it belongs: file, trackers, screen, checkpoints."""
+class Tuning:
+    """The course of such a run."""
 
     job: Job
     method: PPO
-    state: PPOState
-    file: MetricsFile
-    trackers: Trackers
-    display: Display
-    stop: Stop
+    training: PPOState
     reference_is: str
-    began: float
-    saved: int | None
+    scored: Mapping[str, Scored] = field(default_factory=dict)  # there are no pairs
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        self._write(step, "train", values)
-        self.display.step(step, values)
+    @property
+    def policy(self) -> LanguageModel:
+        return self.training.cast.policy
 
-    def evaluate(self, step: int) -> None:
+    @property
+    def step(self) -> int:
+        return self.training.step
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "model": self.policy.weights(),
+            "value": self.training.cast.value.lm.weights(),
+            "optimizer": optimizer.flatten_state(self.training.optimizer),
+            "value_optimizer": optimizer.flatten_state(self.training.value_optimizer),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"guard": asdict(self.training.guard), "kl_coef": self.training.kl_coef}
+
+    def restore(self, found: Checkpoint) -> None:
+        state = self.training
+        self.policy.load_weights(found.tensors("model"))
+        state.cast.value.lm.load_weights(found.tensors("value"))
+        optimizer.restore_state(state.optimizer, found.tensors("optimizer"))
+        optimizer.restore_state(state.value_optimizer, found.tensors("value_optimizer"))
+        state.kl_coef, state.guard, state.step = found.state["kl_coef"], Guard(**found.state["guard"]), found.step
+
+    def begin(self) -> None:
+        """Policy and reference need not be the same model."""
+
+    def go(self, hooks: Hooks) -> None:
+        asked = batches(self.job.data.train, self.job.schedule, self.step)
+        repeat(partial(ppo_step, method=self.method), self.training, asked, self.job.schedule, hooks)
+
+    def evaluate(self, recorder: Recorder, step: int) -> None:
         """The held-out prompts."""
+        asked = self.job.data.held_out
         if step == 0:
-            outcome.sample(self.job, self.state.cast.policy, "before")
-        if self.job.data.held_out:
-            with self.display.pass_(f"held-out data at step {step}", len(self.job.data.held_out)) as advance:
-                values = evaluate(self.state, self.job.data.held_out, self.job.schedule, self.method)
-                advance(len(self.job.data.held_out))
-            self._write(step, "eval", values)
-            self.display.evaluation(step, values)
+            outcome.sample(self.job, self.policy, "before")
+        if asked:
+            with recorder.display.pass_(f"held-out data at step {step}", len(asked)) as advance:
+                values = evaluate(self.training, asked, self.job.schedule, self.method)
+                advance(len(asked))
+            recorder.write(step, "eval", values)
+            recorder.display.evaluation(step, values)
 
-    def pause(self, step: int) -> None:
-        """Ends the run if a signal asked for it, with all saved."""
-        if not self.stop.requested:
-            return
-        if self.saved != step:
-            self.save(step)
-        raise Stopped(
-            f"stopped by {self.stop.reason} at step {step} of {self.job.schedule.steps}; all is saved: "
-            "continue with the same command and --resume"
-        )
+    def results(self, seconds: float) -> dict[str, Any]:
+        """In training, "before" is the first step, whose responses are the start model's own."""
+        job, history = self.job, read_metrics(self.job.metrics_file)
 
-    def save(self, step: int) -> None:
-        state = self.state
-        tensors = {
-            "model": state.cast.policy.weights(),
-            "value": state.cast.value.lm.weights(),
-            "optimizer": optimizer.flatten_state(state.optimizer),
-            "value_optimizer": optimizer.flatten_state(state.value_optimizer),
-            "rng": rng.capture(),
+        def around(split: str) -> dict[str, dict[str, float]]:
+            records = [
+                {k: v for k, v in r.items() if k not in ("step", "split")} for r in history if r["split"] == split
+            ]
+            return {"before": records[0], "after": records[-1]}
+
+        return {
+            "method": job.method,
+            "loss": repr(job.loss),
+            "steps": self.step,
+            "skipped_steps": self.training.guard.skipped,
+            "held_out_seen": seen.among(job.config.model, job.data.held_out),
+            "training": around("train"),
+            "held_out": around("eval") if job.data.held_out else None,
+            "kl_coef": self.training.kl_coef,
+            "seconds": round(seconds, 1),
+            "peak_memory": peak_memory(),
+            "read_as": self.policy.way,
+            "data": {"fingerprint": job.data.fingerprint, "prompts": len(job.data.train), **job.data.counts},
         }
-        rest = {
-            "guard": asdict(state.guard),
-            "data": self.job.data.fingerprint,
-            "reference": self.reference_is,
-            "kl_coef": state.kl_coef,
-            "seconds": time.monotonic() - self.began,
-        }
-        checkpoint.save(self.job.checkpoints, step, tensors, rest)
-        checkpoint.prune(self.job.checkpoints, self.job.config.keep)
-        self.saved = step
-
-    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
-        self.file.write(step, split, values)
-        self.trackers.log(step, split, values)
-
-
-def results(job: Job, state: PPOState, seconds: float) -> dict[str, Any]:
-    """What results.json holds; in training, "before" is the first step, whose responses are the start model's own."""
-    history = read_metrics(job.metrics_file)
-
-    def around(split: str) -> dict[str, dict[str, float]]:
-        records = [{k: v for k, v in r.items() if k not in ("step", "split")} for r in history if r["split"] == split]
-        return {"before": records[0], "after": records[-1]}
-
-    return {
-        "method": job.method,
-        "loss": repr(job.loss),
-        "steps": state.step,
-        "skipped_steps": state.guard.skipped,
-        "held_out_seen": seen.among(job.config.model, job.data.held_out),
-        "training": around("train"),
-        "held_out": around("eval") if job.data.held_out else None,
-        "kl_coef": state.kl_coef,
-        "seconds": round(seconds, 1),
-        "peak_memory": peak_memory(),
-        "read_as": state.cast.policy.way,
-        "data": {"fingerprint": job.data.fingerprint, "prompts": len(job.data.train), **job.data.counts},
-    }
 
 
 def description(job: Job, method: PPO) -> str:

@@ -30,7 +30,7 @@ from prefopt.frontier import show, sweep
 from prefopt.losses import DPO, options_of
 from prefopt.model.load import load_tokenizer
 from prefopt.model.reference import ReferenceStore
-from prefopt.train import run
+from prefopt.train.session import execute
 from prefopt.types import Example, Message, Response
 from tests.train import tiny
 
@@ -233,9 +233,9 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
         asked.extend(key for key, _, _ in rows)
         put(store, rows)
 
-    def executing(job: Any) -> Any:
+    def executing(job: Any, start: Any) -> Any:
         trained.append(job.out.name)
-        return run.execute(job)
+        return execute(job, start)
 
     monkeypatch.setattr(ReferenceStore, "put", counting)
     monkeypatch.setattr(sweep, "execute", executing)
@@ -288,10 +288,10 @@ def test_a_dry_run_writes_nothing(given, tmp_path, capsys):
 
 
 def test_a_run_that_fails_does_not_end_the_sweep(given, tmp_path, monkeypatch, capsys):
-    def failing(job: Any) -> Any:
+    def failing(job: Any, start: Any) -> Any:
         if job.config.loss_options == {"beta": 1.0}:
             raise RunFailed("step 2: loss nan")
-        return run.execute(job)
+        return execute(job, start)
 
     monkeypatch.setattr(sweep, "execute", failing)
     words = swept(tmp_path / "s", given, "beta=1,2", samples=0, max_new_tokens=None)

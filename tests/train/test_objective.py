@@ -39,7 +39,7 @@ def objective(given, out: Path, loss: str, **settings) -> tuple[Job, Objective]:
     resolved = config.Train(model=given.model, data=(data,), out=out / "run", loss=loss, batch_size=8, **settings)
     with Display(0, "", terminal=False, file=io.StringIO()) as display:
         job = Job.plan(resolved, made, display)
-        return job, run._objective(job, display)
+        return job, run.objective(job, display)
 
 
 WITH_REFERENCE = [name for name, loss in LOSSES.items() if loss.needs_reference]

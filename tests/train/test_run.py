@@ -16,7 +16,7 @@ from prefopt.losses import DPO, LOSSES, make_loss
 from prefopt.model import language_model, load, scoring
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
-from prefopt.train import reference, run
+from prefopt.train import reference, run, session
 from tests.train import tiny
 
 ALWAYS = {"step", "split", "loss", "grad_norm", "learning_rate"}
@@ -379,14 +379,14 @@ def test_an_option_that_only_python_can_say(given, tmp_path):
 
 
 def test_a_run_that_came_and_went_meanwhile_is_not_overwritten(given, tmp_path, monkeypatch):
-    out, alone = tmp_path / "run", run.alone
+    out, alone = tmp_path / "run", session.alone
 
     def another_first(folder):
-        monkeypatch.setattr(run, "alone", alone)
+        monkeypatch.setattr(session, "alone", alone)
         assert tiny.cli("train", given.model, given.pairs, out, max_steps=2) == 0
         return alone(folder)
 
-    monkeypatch.setattr(run, "alone", another_first)
+    monkeypatch.setattr(session, "alone", another_first)
     assert tiny.cli("train", given.model, given.pairs, out, max_steps=3) == 2
     assert tiny.results(out)["steps"] == 2
 
