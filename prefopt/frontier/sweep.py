@@ -312,14 +312,14 @@ class Sweeping:
         """
         at = ""
         try:
-            start = self._start() if self.sampling.reward else []
+            origin = self._start() if self.sampling.reward else []
             found = []
             for number, planned in enumerate(self.runs, 1):
                 at = f"run {number} of {len(self.runs)}: {planned.name}"
                 _say(f"{at}{', finished before' if planned.finished else ''}")
                 found.append(self._perform(planned))
             results: dict[str, Any] = {"runs": found}
-            if points := start + [point for record in found if (point := _point(record))]:
+            if points := origin + [point for record in found if (point := _point(record))]:
                 results["frontier"] = {"points": points}
             self._write(results, config)
         except Stopped as stopped:
@@ -423,9 +423,9 @@ def _texts(asked: Sequence[Encoded], encoder: Encoder, config: settings.Training
 
 def _read_by(unit: Encoded, prompt: Prompt, encoder: Encoder) -> Prompt:
     """What of ``prompt`` the policy answers: with --train-on all-assistant that may end before its first answer."""
-    first = next((i for i, turn in enumerate(prompt) if not isinstance(turn, str) and turn.role == "assistant"), 0)
-    if not first or encoder.train_on != "all-assistant":
+    if isinstance(prompt, str) or encoder.train_on != "all-assistant":
         return prompt
+    first = next((i for i, turn in enumerate(prompt) if turn.role == "assistant"), len(prompt))
     (begun,) = encoder.prompts([prompt[:first]])
     tail = min(len(begun), len(unit.prompt)) - 1  # --overlong may have cut what stands between BOS and the end
     return prompt[:first] if np.array_equal(begun[-tail:], unit.prompt[-tail:]) else prompt

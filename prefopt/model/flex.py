@@ -72,7 +72,7 @@ def _kernel(query: Tensor) -> Any:
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled(backend: str = "inductor") -> Callable[..., Any]:
     """Every batch has a length of its own, and none may cost a compilation: ``dynamic``.
 
     A soft cap is a constant of the kernel. With and without a gradient, with and without a window, each model's heads:
@@ -80,7 +80,7 @@ def _compiled() -> Callable[..., Any]:
     """
     torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend)
 
 
 def attend(

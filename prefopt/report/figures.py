@@ -236,7 +236,9 @@ def frontier(
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
         if names:
             among = {"frameon": False, "labelcolor": COLOUR["ink"], "handletextpad": 0.4}
-            axes.get_figure().legend(loc="outside upper left", ncols=3, **among)  # where no point can be
+            figure = axes.get_figure()
+            assert figure is not None
+            figure.legend(loc="outside upper left", ncols=3, **among)  # where no point can be
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel(height)
         axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -36,7 +36,7 @@ from prefopt.train.track import Trackers
 
 
 class Course(Protocol):
-    """What is trained, from the start model to its results. ``tensors``, ``state`` and the data are all that changes."""
+    """What is trained, from the start model to its results; ``tensors`` and ``state`` are all of it that changes."""
 
     @property
     def policy(self) -> LanguageModel: ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention
 
 from prefopt.model import flex
 from prefopt.model.attention import Tree
@@ -26,6 +28,12 @@ def a_tree(seed: int):
             for n in rng.integers(1, 200, 3)
         ]
     )
+
+
+def few(prompt: int):
+    """A prompt of so many tokens, with two short responses."""
+    rng = np.random.default_rng(prompt)
+    return pack([encoded(rng.integers(0, 9, prompt).tolist(), [1, 2, 3], [1, 3])])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,6 +61,14 @@ def test_the_block_mask_is_the_rule(seed, window):
             tile = tiles[q, :, k]
             assert k in partial | full or not tile.any()
             assert k not in full or tile[real_rows[q]].all()
+
+    # The backward pass goes through the same blocks from the keys.
+    for count, keys, by_count, by in (
+        (mask.kv_num_blocks, mask.kv_indices, mask.q_num_blocks, mask.q_indices),
+        (mask.full_kv_num_blocks, mask.full_kv_indices, mask.full_q_num_blocks, mask.full_q_indices),
+    ):
+        pairs = {(q, k) for q in range(blocks) for k in keys[0, 0, q, : count[0, 0, q]].tolist()}
+        assert pairs == {(q, k) for k in range(blocks) for q in by[0, 0, k, : by_count[0, 0, k]].tolist()}
 
 
 @pytest.mark.parametrize("window", [None, 30])
@@ -85,6 +101,57 @@ def test_what_models_hand_it(name, dtype, monkeypatch):
     assert {dtypes for dtypes, _ in seen} == {(dtype,) * 3}
     assert min(width for _, width in seen) >= 16
     assert float((theirs - ours).abs().max()) < 2 * TOLERANCE[dtype]  # both are off, and experts may change
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The kernel is taken, with its gradient, and compiled as on CUDA but for the last stage, which is a GPU's."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # torch has no gradient here uncompiled
+    monkeypatch.setattr(flex, "takes", lambda query: True)
+    monkeypatch.setattr(flex, "_kernel", lambda query: flex._compiled("aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (30, None), (30, 5.0), (None, 5.0)])
+def test_its_gradient_is_the_dense_one_and_a_length_costs_no_compilation(compiled, window, softcap):
+    made = []
+    for tree in (few(20), few(300), few(511), few(700), a_tree(0), a_tree(1)):
+        size = len(tree.subtree_end)
+        q = torch.randn(1, 4, size, 16, requires_grad=True)
+        k, v = (torch.randn(1, 2, size, 16, requires_grad=True) for _ in range(2))
+        out = flex.attend(q, k, v, Tree(tree.subtree_end).block_mask(window, q.device), 0.25, softcap)
+        scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.25
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        hidden = ~visible(tree.subtree_end, tree.positions[0], window)
+        dense = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
+        upstream = torch.randn_like(out)
+        ours, theirs = (torch.autograd.grad(x, (q, k, v), upstream) for x in (out, dense))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+        made.append(compiled())
+    assert made == [1, 2, 2, 2, 2, 2]  # one block of 128 tokens is a case of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2", "gemma3"])
+def test_a_models_gradient_is_that_of_the_cpus_attention(compiled, monkeypatch, name, dtype):
+    """Half of the layers are recomputed, in which the kernel is called by the backward pass."""
+    lm = LanguageModel(make_model(name, wide=True), "tree", dtype)
+    batch = lm.pack(random_examples(lm, 64))
+    room = batch.ids.numel() * 6 // 10
+    names, parameters = zip(*lm.module.named_parameters(), strict=True)
+
+    def gradient() -> list[torch.Tensor]:
+        return torch.autograd.grad(lm.logprobs(batch, room).sum.sum(), parameters)
+
+    ours = gradient()
+    assert compiled() > 0
+    monkeypatch.setattr(flex, "takes", lambda query: False)
+    apart = 1e-5 if dtype == torch.float32 else 0.05
+    for name, a, b in zip(names, ours, gradient(), strict=True):
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0) > 1 - apart, name
 
 
 def watched(monkeypatch) -> list:

@@ -329,10 +329,11 @@ def test_strict_refuses_what_cannot_be_asked_and_what_is_trained_on_is_told(give
     model, _, reward = given
     data = tiny.write(tmp_path / "odd.jsonl", [{"prompt": "the cat"}, {"prompt": 3}, {"prompt": "a dog"}])
     odd = (model, data, reward)
-    assert cli(odd, tmp_path / "run", strict=True, eval_fraction=0) == 2
+    settings = dict(eval_fraction=None, max_steps=2)
+    assert cli(odd, tmp_path / "run", strict=True, eval_every=None, **settings) == 2
     assert "odd.jsonl:2" in (said := capsys.readouterr().err) and "--strict refuses such data" in said
     held_out = tiny.write(tmp_path / "held.jsonl", [{"prompt": "the cat"}, {"prompt": "no"}])
-    assert cli(odd, tmp_path / "run", eval_data=held_out, eval_fraction=0, max_steps=1) == 0
+    assert cli(odd, tmp_path / "run", eval_data=held_out, **settings) == 0
     assert "1 of 2 held-out prompts are trained on too" in capsys.readouterr().err
     assert tiny.results(tmp_path / "run")["data"]["held out and trained on"] == 1
 

@@ -193,7 +193,7 @@ def _failing_write(write, name):
     def failing(file, rows):
         with pytest.MonkeyPatch.context() as patched:
             if file.name == name:
-                patched.setattr(Path, "write_text", full)
+                patched.setattr(outcome.evidence, "whole", full)
             write(file, rows)
 
     return failing
