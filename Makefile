@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-parity
 
-.PHONY: help demo test slow lint parity bench bench-env clean
+.PHONY: help demo test slow lint parity bench bench-env gpu clean
 
 help:                 ## what there is
 	@sed -n 's/^\([a-z-]*\):.*##/make \1\t/p' Makefile | expand -t 16
@@ -33,6 +33,11 @@ bench: bench-env      ## the measurements, beside TRL, in runs/bench
 	$(PEERS)/bin/python -m benchmarks.growth --out runs/bench
 
 bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
+
+gpu:                  ## the tests and measurements that need a CUDA device, with the torch of this machine's own Python
+	$(PYTHON) -m pytest -m cuda tests
+	$(PYTHON) -m benchmarks --device cuda --size 0.5B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-0.5b
+	$(PYTHON) -m benchmarks --device cuda --size 7B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-7b
 
 clean:                ## removes what these targets made, except runs/
 	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

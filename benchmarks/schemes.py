@@ -113,15 +113,12 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
 
 def _reference(objective: Any, pairs: Sequence[Encoded]) -> dict[str, tuple[float, int]]:
     """What the store would hold, by the key of a response."""
-    from prefopt.data import plan
     from prefopt.model.reference import response_keys
+    from prefopt.model.scoring import scored
 
-    sums, lm = {}, objective.lm
-    for group in plan.microbatches(pairs, objective.tokens_without_gradient):
-        known = lm.score(lm.pack(group))
-        keys = [key for e in group for key in response_keys(e)]
-        sums |= dict(zip(keys, zip(known.sum.tolist(), known.length.tolist(), strict=True), strict=True))
-    return sums
+    found = scored(objective.lm, pairs, objective.tokens_without_gradient)
+    of_each = zip(pairs, found, strict=True)
+    return {key: known for e, logps in of_each for key, *known in zip(response_keys(e), *logps, strict=True)}
 
 
 def _budget(module: torch.nn.Module, dtype: torch.dtype) -> int:
@@ -129,6 +126,7 @@ def _budget(module: torch.nn.Module, dtype: torch.dtype) -> int:
     from prefopt.train import defaults
 
     held = defaults.held(sum(p.numel() for p in module.parameters()))
+    defaults.must_fit(module.device, held)
     each = defaults.bytes_a_token(module.config, dtype, module.device)
     return defaults.tokens_per_microbatch(module.device, held, each)
 

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import positions
 from prefopt.model.quiet import quiet
 from prefopt.types import Example, Message, Response
 
@@ -145,7 +146,7 @@ class TransformersGenerator:
     def _check(self, prompts: Sequence[np.ndarray], n: int) -> None:
         if n > 1 and self.temperature == 0:
             raise UserError(f"{n} greedy responses would all be the same: set a temperature above 0")
-        limit = getattr(self.lm.bare.config.get_text_config(), "max_position_embeddings", None)
+        limit = positions(self.lm.bare.config)
         longest = max(map(len, prompts))
         if limit and longest + self.max_new_tokens > limit:
             raise UserError(

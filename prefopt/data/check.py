@@ -11,6 +11,7 @@ import re
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -285,10 +286,11 @@ def run(config: Check) -> None:
 
     tokenizer, max_length = None, config.max_length
     if config.model is not None:
-        from prefopt.model.load import load_config, load_tokenizer
+        from prefopt.model.load import load_config, load_tokenizer, positions
 
         tokenizer = load_tokenizer(config.model)
-        max_length = max_length or _limit(config.model, load_config)
+        with suppress(UserError):  # there is only a tokenizer
+            max_length = max_length or positions(load_config(config.model))
     with Display(0, "check") as display:
         report = check(config.data, config.format, tokenizer, max_length, config.overlong, config.train_on, display)
     if config.json:
@@ -301,11 +303,3 @@ def run(config: Check) -> None:
         raise UserError(
             f"{counted(len(report.findings), 'finding')} in {', '.join(config.data)}; --strict refuses such data"
         )
-
-
-def _limit(model: str, load_config: Any) -> int | None:
-    """The model's own limit; None where there is only a tokenizer, or no limit."""
-    try:
-        return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
-    except UserError:
-        return None

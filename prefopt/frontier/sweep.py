@@ -38,7 +38,7 @@ from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.frontier import show
 from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, measure
 from prefopt.generate import Prompt
-from prefopt.model.load import load_config
+from prefopt.model.load import load_config, positions
 from prefopt.rl.rewards import Reward, identity, load_reward
 from prefopt.terminal import counted, printable
 from prefopt.train.card import write_results
@@ -230,17 +230,13 @@ def _plain(value: Any) -> Any:
 
 
 def _sampling(model: str, samples: int, max_new_tokens: int | None, reward: Any, common: Mapping[str, Any]) -> Sampling:
-    longest = _longest(model)
+    longest = positions(load_config(model))
     default = MAX_NEW_TOKENS if longest is None else min(MAX_NEW_TOKENS, longest // 2)
     sampling = Sampling(samples, max_new_tokens or default, common.get("seed", 0))
     if reward is None:
         return sampling
     where = {key: common[key] for key in ("dtype", "device") if key in common}
     return dataclasses.replace(sampling, reward=load_reward(reward, **where), reward_is=identity(reward))
-
-
-def _longest(model: str) -> int | None:
-    return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
 # --- and running them ---------------------------------------------------------------------------
@@ -377,7 +373,7 @@ class Sweeping:
         return found
 
     def _asked(self, job: Job) -> list[Encoded]:
-        return choose(job.data.held_out or job.data.train, self.sampling, _longest(job.config.model))
+        return choose(job.data.held_out or job.data.train, self.sampling, positions(load_config(job.config.model)))
 
     def _write(self, results: dict[str, Any], config: Mapping[str, Any]) -> None:
         file, picture = self.out / "results.json", show.picture(results)

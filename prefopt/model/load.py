@@ -41,6 +41,11 @@ def load_config(name: str) -> Any:
     return from_folder(AutoConfig.from_pretrained, name, "model configuration")
 
 
+def positions(config: Any) -> int | None:
+    """The most tokens that a model of this configuration takes; None where it has no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 @flushed_to_zero()  # here, since torch's worker threads begin with this
 def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
     """A causal LM ready to be trained or scored, read in the fastest way that gives its own numbers.

@@ -35,6 +35,7 @@ from prefopt.model.load import (
     load_tokenizer,
     pick_device,
     pick_dtype,
+    positions,
     whole,
 )
 from prefopt.model.scoring import scored
@@ -208,7 +209,7 @@ class Classifier:
     @torch.no_grad()
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
         texts = [_read_on(prompt, response) for prompt, response in pairs]
-        longest = getattr(self.module.config, "max_position_embeddings", None) or math.inf
+        longest = positions(self.module.config) or math.inf
         longest = min(self.tokenizer.model_max_length, longest)
         found = np.zeros(len(texts))
         for rows in _alike(texts, BATCH if self.tokenizer.pad_token is not None else 1):
@@ -269,8 +270,7 @@ def _reward_model(name: str, dtype: str, device: str) -> RewardModel:
         choices = ", ".join(f"{name}:{label}" for label in labels.values())
         raise UserError(f"--reward {name} tells {len(labels)} labels apart: name one of them, {choices}")
     module = _load_classifier(name, dtype, device)
-    longest = getattr(module.config.get_text_config(), "max_position_embeddings", None)
-    return RewardModel(module, Encoder(load_tokenizer(name), longest, "cut-prompt"))
+    return RewardModel(module, Encoder(load_tokenizer(name), positions(module.config), "cut-prompt"))
 
 
 def _classifier(name: str, label: str, dtype: str, device: str) -> Classifier:
@@ -299,5 +299,5 @@ def _implicit(spec: str, dtype: str, device: str) -> Implicit:
     tokenizer = load_tokenizer(policy)
     check_reference(reference, policy, tokenizer)
     lm = load_model(policy, dtype, device)
-    longest = getattr(lm.bare.config.get_text_config(), "max_position_embeddings", None)
-    return Implicit(lm, load_model(reference, dtype, device), Encoder(tokenizer, longest, "cut-prompt"), beta)
+    encoder = Encoder(tokenizer, positions(lm.bare.config), "cut-prompt")
+    return Implicit(lm, load_model(reference, dtype, device), encoder, beta)

@@ -18,7 +18,7 @@ from prefopt.data import plan
 from prefopt.data.shelf import each
 from prefopt.errors import UserError
 from prefopt.model import recompute
-from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype
+from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype, positions
 from prefopt.terminal import counted
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
@@ -208,15 +208,11 @@ def _recorded(config: settings.Training, key: str) -> Any:
 
 def length_limit(max_length: int | None, *models: str | None) -> int | None:
     """``--max-length``, or what the positions of all these models allow; UserError when it is beyond those."""
-    limits = [(limit, name) for name in models if name is not None and (limit := _positions(name))]
+    limits = [(limit, name) for name in models if name is not None and (limit := positions(load_config(name)))]
     shortest, name = min(limits, default=(None, ""))
     if max_length and shortest and max_length > shortest:
         raise UserError(f"--max-length {max_length}: {name} takes {shortest} tokens at most")
     return max_length or shortest
-
-
-def _positions(model: str) -> int | None:
-    return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
 def _same_settings(file: Path, before: dict[str, settings.Setting], now: dict[str, Any], keys: set[str]) -> None:
