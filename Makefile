@@ -1,4 +1,4 @@
-# Each target makes .venv itself when it is missing or out of date. Needs: make, Python 3.10+ with venv.
+# Each target but gpu makes .venv itself when it is missing or out of date. Needs: make, Python 3.10+ with venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,7 +34,7 @@ bench: bench-env      ## the measurements, beside TRL, in runs/bench
 
 bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
 
-gpu:                  ## the tests and measurements that need a CUDA device, with the torch of this machine's own Python
+gpu:                  ## what needs a CUDA device (7B: 110 GB), with PYTHON's own torch: tests and measurements
 	$(PYTHON) -m pytest -m cuda tests
 	$(PYTHON) -m benchmarks --device cuda --size 0.5B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-0.5b
 	$(PYTHON) -m benchmarks --device cuda --size 7B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-7b

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -102,8 +102,12 @@ class TransformersGenerator:
             read[row, width - len(prompt) :] = 1
         mask = torch.from_numpy(read).to(self.lm.device)
         mixed = LogitsProcessorList([_Mixed(self.realign, mask)] if self.realign else [])
-        with _undisturbed(self.lm) as model, self.lm.computing():
-            written = model.generate(
+        others = [self.realign.reference] if self.realign else []
+        with ExitStack() as stack:
+            for lm in (self.lm, *others):
+                stack.enter_context(_undisturbed(lm))
+            stack.enter_context(self.lm.computing())
+            written = self.lm.bare.generate(
                 input_ids=torch.from_numpy(ids).to(self.lm.device),
                 attention_mask=mask,
                 generation_config=self._settings,
@@ -179,17 +183,19 @@ class _Mixed(LogitsProcessor):
 
 
 @contextmanager
-def _undisturbed(lm: LanguageModel) -> Iterator[Any]:
-    """The model without what would change its responses or its speed, put back afterwards.
+def _undisturbed(lm: LanguageModel) -> Iterator[None]:
+    """The model without what would change its responses or its speed, put back afterwards; with its own attention.
 
     transformers fills what a request leaves open (a repetition penalty, say) from the model's own
     generation_config.json.
     """
-    training, own = lm.module.training, lm.bare.generation_config
+    training, own, way, why = lm.module.training, lm.bare.generation_config, lm.way, lm.why
+    lm.read_as("logits")
     lm.module.eval()
     lm.bare.generation_config = GenerationConfig()
     try:
-        yield lm.bare
+        yield
     finally:
+        lm.read_as(way, why)
         lm.bare.generation_config = own
         lm.module.train(training)

@@ -56,7 +56,7 @@ def run(config: Sample) -> int:
         if config.model:
             asked = _with_room(config, asked, display.note)
         begun = _begun(config, asked)
-        draw = _server(config, display.note) if config.server else _model(config, display)
+        draw = _server(config, display.note) if config.server else _model(config, asked)
         reward = load_reward(config.reward, config.dtype, config.device) if config.reward else None
         size = max(1, GROUP * config.batch_size // (config.n * (config.best_of or 1)))
         done = size * (begun // (size * config.n)) if begun < len(asked) * config.n else len(asked)
@@ -168,7 +168,7 @@ def _as_json(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt]
 
 
-def _model(config: Sample, display: Display) -> Draw:
+def _model(config: Sample, asked: Sequence[Example]) -> Draw:
     assert config.model is not None
     encoder = Encoder(load_tokenizer(config.model))
     if config.reference:
@@ -188,9 +188,11 @@ def _model(config: Sample, display: Display) -> Draw:
         realign=realign,
     )
 
-    def draw(asked: Sequence[Prompt], n: int, first: int) -> list[list[Sampled]]:
+    survey = encoder.survey(dataclasses.replace(example, responses=()) for example in asked)
+
+    def draw(some: Sequence[Prompt], n: int, first: int) -> list[list[Sampled]]:
         seeded = dataclasses.replace(generator, seed=config.seed * 1_000_003 + first)
-        found = seeded.ids(encoder.prompts(asked), n)
+        found = seeded.ids(encoder.prompts(some, survey), n)
         return [[Sampled(seeded.text(ids), seeded.is_whole(ids)) for ids in of_prompt] for of_prompt in found]
 
     return draw

@@ -58,6 +58,7 @@ class ServerGenerator:
         try:
             address = urllib.parse.urlsplit(self.url)
             known = address.scheme in ("http", "https") and address.hostname and address.port != 0
+            known = known and self.url.isprintable() and " " not in self.url
         except ValueError:
             known = False
         if not known:
@@ -109,8 +110,7 @@ class ServerGenerator:
         problem = ""
         for attempt in range(self.retries + 1):
             if attempt:
-                most = self.first_wait * (2**self.retries - 1)
-                self.note(f"--server {self.url} is asked again, for {most:g} s at most: {problem}")
+                self.note(f"--server {self.url} is asked again, up to {self.retries} times: {problem}")
                 time.sleep(self.first_wait * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:

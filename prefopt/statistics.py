@@ -98,10 +98,11 @@ def proportion(
     1.000 (0.439 to 1.000)
     """
     successes = np.asarray(successes, float)
+    drawn = clustered_bootstrap(successes, clusters, seed=seed, level=level)
     prompts = len(set(clusters))
-    if prompts == 1 or (prompts and (successes == successes[0]).all()):
-        return wilson(float(successes.mean()) * prompts, prompts, level)
-    return clustered_bootstrap(successes, clusters, seed=seed, level=level)
+    if prompts == 1 or (successes == successes[0]).all():
+        return wilson(drawn.value * prompts, prompts, level)
+    return drawn
 
 
 def _numbered(clusters: Sequence[Any] | np.ndarray) -> np.ndarray:

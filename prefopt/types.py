@@ -173,11 +173,15 @@ class LogProbs:
 
     @classmethod
     def from_tokens(cls, token: Tensor, owner: Tensor, responses: int) -> LogProbs:
-        import torch
+        zeros = token.new_zeros(responses)
 
-        # as a product, since a GPU's index_add adds in whatever order the threads come
-        of = (owner == torch.arange(responses, device=owner.device)[:, None]).to(token.dtype)
-        return cls(of @ token, of.sum(1), token, owner)
+        def added(each: Tensor) -> Tensor:
+            """In the same order every time, which on a GPU index_add does not have, and elsewhere index_put."""
+            if each.is_cuda:
+                return zeros.index_put((owner,), each, accumulate=True)
+            return zeros.index_add(0, owner, each)
+
+        return cls(added(token), added(token.new_ones(len(token))), token, owner)
 
     @property
     def mean(self) -> Tensor:

@@ -76,6 +76,9 @@ def test_one_prompt_or_equal_values_say_little():
     """Resampling draws the same again and again; an interval of no width would be a lie."""
     assert proportion([1, 1, 1, 0], ["p"] * 4) == wilson(0.75, 1)
     assert proportion([0.5] * 6, ["p", "p", "q", "q", "r", "r"]) == wilson(1.5, 3)
+    for values in ([1, 0], [float("nan")]):
+        with pytest.raises(ValueError, match="need as many"):
+            proportion(values, ["p"])
     assert proportion([1, 0, 1, 0], list("ppqq")) == clustered_bootstrap([1, 0, 1, 0], list("ppqq"))
 
 

@@ -71,7 +71,9 @@ def load(file: Path) -> Recipe:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     known = {field.name: field for field in dataclasses.fields(Recipe) if field.name != "file"}
-    if not isinstance(found, dict) or (unknown := found.keys() - known.keys()):
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: it holds no sections; there are {', '.join(known)}")
+    if unknown := found.keys() - known.keys():
         raise UserError(f"{file}: unknown section {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if missing := [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in found]:
         raise UserError(f"{file}: there is no section {', '.join(missing)}")

@@ -43,7 +43,7 @@ class Check:
     """Count and check preference data, and show how it is read."""
 
     data: tuple[str, ...]
-    """files, globs, folders or hub names, :SPLIT behind them where there are several"""
+    """files, globs, folders or hub names, as NAME:SPLIT where there are splits"""
     model: str | None = None
     """folder or hub name of a model or tokenizer, to count tokens"""
     format: str | None = None
@@ -111,7 +111,7 @@ class Training:
     model: str
     """folder or hub name of the model to start from"""
     data: tuple[str, ...]
-    """files, globs, folders or hub names, :SPLIT behind them where there are several; NAME=2 counts twice an epoch"""
+    """files, globs, folders or hub names, as NAME:SPLIT where there are splits; NAME=2 counts twice an epoch"""
     out: Path
     """the run directory to write"""
     format: str | None = None
@@ -123,7 +123,7 @@ class Training:
     batch_size: int = 32
     """examples per optimizer step, however they are packed"""
     tokens_per_microbatch: int | None = None
-    """tokens computed at once; of a longer example the rest is recomputed, so that fewer take less memory"""
+    """tokens computed at once; fewer need less memory, also for longer examples, which are then partly recomputed"""
     learning_rate: float | None = None
     """peak; by default from the model's size"""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
@@ -417,7 +417,7 @@ class Score:
     policy: str
     """folder or hub name of the model"""
     data: tuple[str, ...]
-    """files, globs, folders or hub names, :SPLIT behind them where there are several"""
+    """files, globs, folders or hub names, as NAME:SPLIT where there are splits"""
     reference: str | None = None
     """model to compare with; without it there are log-probabilities only"""
     beta: float = 0.1

@@ -238,8 +238,8 @@ def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-_PLAIN = bool, int, float, str
-"""what YAML can say; an object that is an option's default can be set from Python only"""
+_PLAIN = bool, int, float, str, list, types.NoneType
+"""what YAML can say; an option's default may be another object, which can be set from Python only"""
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),

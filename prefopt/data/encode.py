@@ -314,7 +314,7 @@ class Encoder:
                 if kept is not None:
                     shelf.add(kept, draft.index)
                     data.counts["kept"] += 1
-        if survey is None and data.survey != granted:  # they can be gone through but once
+        if data.survey.templated != granted.templated or (survey is None and data.survey != granted):
             raise Surprise
         data.findings = [*odd, *data.findings]
         data.counts.update(finding.kind for finding in data.findings)
@@ -323,13 +323,17 @@ class Encoder:
             data.examples = shelf.in_memory()
         return data
 
-    def prompts(self, prompts: Sequence[str | tuple[Message, ...]]) -> list[np.ndarray]:
-        """Ids of prompts alone, as in training: what a generator reads. UserError if a template refuses one."""
-        return [d.prompt for d in self.drafts([Example(x, (), f"prompt {i + 1}") for i, x in enumerate(prompts)])]
+    def prompts(self, prompts: Sequence[str | tuple[Message, ...]], survey: Survey | None = None) -> list[np.ndarray]:
+        """Ids of prompts alone, as in training: what a generator reads. UserError if a template refuses one.
 
-    def drafts(self, examples: Sequence[Example]) -> list[Draft]:
+        ``survey``: of all prompts that are asked for, where these are some of them.
+        """
+        examples = [Example(x, (), f"prompt {i + 1}") for i, x in enumerate(prompts)]
+        return [draft.prompt for draft in self.drafts(examples, survey)]
+
+    def drafts(self, examples: Sequence[Example], survey: Survey | None = None) -> list[Draft]:
         """Ids of each example, nothing cut. UserError if a template refuses one."""
-        survey = self.survey(examples)
+        survey = survey or self.survey(examples)
         self.prepare(survey)
         parts = list(self.parts(examples, survey))
         if refused := [finding for part in parts for finding in part.findings if finding.drops]:
@@ -344,6 +348,9 @@ class Encoder:
             notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
         if survey.templated:
             notes.append("every prompt begins with a control token: the text is taken as already rendered")
+        elif survey.begun:
+            some = f"{survey.begun:,} of {survey.texts:,} prompts begin with a control token"
+            notes.append(f"{some}, so it stays text in all of them: render all of them or none")
         if self.tokenizer.eos_token is None:
             notes.append("the tokenizer has no end token: responses end only where the chat template ends them")
         return notes
@@ -370,8 +377,6 @@ class Encoder:
                 before, start = (start, some, tokens, rendered, findings, seen, job), start + len(some)
             if before:
                 yield Part(*before[:-1], before[-1].result())
-        if seen.templated != survey.templated:
-            raise Surprise
 
     def assembled(self, tokens: Tokens, rendered: Sequence[Rendered]) -> list[Draft]:
         """Text to ids, all prompts in one batch and all responses in another."""
@@ -423,6 +428,7 @@ class Encoder:
         def report(kind: str, message: str, drops: bool = True) -> None:
             data.findings.append(Finding(example.source, kind, message, drops))
 
+        whole = draft.prompt
         fitted = fit(draft, self.max_length, self.overlong, self.head(draft))
         if self.max_length is not None and draft.length > self.max_length:
             done = "dropped" if fitted.draft is None else self.overlong
@@ -447,20 +453,21 @@ class Encoder:
         usable = len(draft.prompt) > 0 and len(kept) >= min(2, len(draft.responses))
         for kind, message in odd:
             report(kind, message, drops=not usable)
-        return _encoded(draft, list(kept.values()), example) if usable else None
+        return _encoded(draft, list(kept.values()), example, whole) if usable else None
 
     def head(self, draft: Draft) -> int:
         """How many tokens at the start of a prompt are BOS."""
         return int(len(draft.prompt) > 0 and draft.prompt[0] == self.tokenizer.bos_token_id)
 
 
-def _encoded(draft: Draft, kept: list[int], example: Example) -> Encoded:
+def _encoded(draft: Draft, kept: list[int], example: Example, whole: np.ndarray) -> Encoded:
+    """``whole``: the prompt before it was cut, which tells it from others."""
     responses = tuple(draft.responses[i] for i in kept)
     scored = tuple(draft.scored[i] for i in kept)
     scores = tuple(example.responses[i].score for i in kept)
     lengths = np.array([len(draft.prompt), *map(len, responses)], np.int64)
     content = b"".join([lengths.tobytes(), draft.prompt.tobytes(), *(a.tobytes() for a in (*responses, *scored))])
-    prompt_key = xxhash.xxh3_128_hexdigest(draft.prompt.tobytes())
+    prompt_key = xxhash.xxh3_128_hexdigest(whole.tobytes())
     key = xxhash.xxh3_128_hexdigest(content)
     return Encoded(draft.prompt, responses, scored, scores, example.source, key, prompt_key)
 

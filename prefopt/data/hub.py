@@ -39,8 +39,9 @@ class Split:
         return self.data._fingerprint
 
     def rows(self, advance: Advance) -> Iterator[dict[str, Any]]:
+        each = self.size / max(1, len(self.data))  # summed over all chunks, so not once a row
         for row in self.data:
-            advance(self.size / len(self.data))
+            advance(each)
             yield dict(row)
 
 

@@ -92,7 +92,7 @@ def split_weight(spec: str) -> tuple[str, float]:
     (('prefs.jsonl', 0.5), ('prefs.jsonl', 1.0))
     """
     name, equals, number = spec.rpartition("=")
-    if not equals or Path(spec).exists():
+    if not equals or "/" in number or Path(spec).exists():  # date=2024/part.parquet is a name
         return spec, 1.0
     try:
         weight = float(number)

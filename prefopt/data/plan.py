@@ -182,9 +182,14 @@ def mismatched(batch: Sequence[Encoded], longest: int | None = None) -> list[Enc
     by = max(map(len, of.values())) % len(batch) or 1
     room = [None if longest is None else longest - len(x.prompt) for x in together]
     return [
-        replace(x, responses=tuple(r[:n] for r in y.responses), scored=tuple(s[:n] for s in y.scored))
+        replace(x, responses=tuple(r[:n] for r in y.responses), scored=tuple(_some(s[:n]) for s in y.scored))
         for x, y, n in zip(together, [*together[by:], *together[:by]], room, strict=True)
     ]
+
+
+def _some(scored: np.ndarray) -> np.ndarray:
+    """What is scored of a response; all of it where the cut has left nothing that is."""
+    return scored if scored.any() else np.ones_like(scored)
 
 
 def _by_prompt(batch: Sequence[Encoded]) -> dict[str, list[Encoded]]:

@@ -18,6 +18,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -89,16 +90,23 @@ def fingerprint(spec: str) -> str:
 
 def find_files(spec: str) -> list[Path] | None:
     """The files that ``spec`` names, sorted; None when it can only be a name on the hub."""
-    path = Path(spec).expanduser()
+    try:
+        return _named(spec)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(f"--data {spec} cannot be looked at: {error.strerror or error}") from error
+
+
+def _named(spec: str) -> list[Path] | None:
+    path = Path(os.path.expanduser(spec))
     if path.is_file():
         return [path]
     if path.is_dir():
         return _in_folder(path, split=None)
-    folder, colon, split = spec.rpartition(":")
+    folder, colon, split = str(path).rpartition(":")
     if colon and Path(folder).is_dir():
         return _in_folder(Path(folder), split)
     if glob.has_magic(spec):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        found = sorted(name for name in map(Path, glob.glob(str(path), recursive=True)) if _is_there(name))
         if not found:
             raise UserError(f"no file matches {spec}")
         return found
@@ -111,7 +119,7 @@ def find_files(spec: str) -> list[Path] | None:
 
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and _kind(f) and f.name not in BOOKKEEPING)
+    files = sorted(f for f in _below(folder) if _kind(f) and f.name not in BOOKKEEPING and _is_there(f))
     files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
     if not files:
         raise UserError(f"the folder {folder} holds no data files ({', '.join(READERS)}, or those with .gz)")
@@ -126,6 +134,28 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
             f"the folder {folder} holds the splits {', '.join(names)}: choose one, as in {folder}:{names[-1]}"
         )
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file in it, through links to folders too, each folder once. OSError where one may not be entered."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    seen = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name) for name in names)
+
+
+def _is_there(file: Path) -> bool:
+    """UserError where it is a link that leads nowhere: a file of the data is missing."""
+    if file.is_symlink() and not file.exists():
+        raise UserError(f"{file} is a link to {os.readlink(file)}, which is not there")
+    return file.is_file()
 
 
 def _split_of(path: Path) -> str | None:
@@ -270,12 +300,19 @@ def _json_object(stream: IO[bytes], name: str) -> Iterator[Row]:
     text.peek()
     value = text.value()
     text.expect_end()
-    lists = [v for v in value.values() if isinstance(v, list) and all(isinstance(item, dict) for item in v)]
+    lists = [v for v in value.values() if isinstance(v, list) and v and all(map(_is_row, v))]
     if len(lists) != 1:
         yield Row(value, f"{name}:1")
         return
     for number, fields in enumerate(lists[0], 1):
         yield Row(fields, f"{name}:row {number}")
+
+
+def _is_row(item: Any) -> bool:
+    """Of a list, whether it may be a row and not a message."""
+    return isinstance(item, dict) and not (
+        item.keys() <= {"role", "content", "from", "value", "name"} and len(item) > 1
+    )
 
 
 def _json_array(stream: IO[bytes], name: str) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from os.path import commonprefix
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
+DAY = datetime(2024, 7, 26)
+"""what templates that write a date take for today: the day that Llama 3's own falls back to"""
 PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 
@@ -136,6 +139,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, controls: Controls, train_on: str, templated: bool):
         self.tokenizer, self.controls, self.train_on, self.templated = tokenizer, controls, train_on, templated
+        self.bos = controls.chars.get(tokenizer.bos_token or "", "") if templated else ""
         self.eos = controls.chars.get(tokenizer.eos_token or "", "")
         self.template = _template(tokenizer)
 
@@ -151,6 +155,8 @@ class Renderer:
         elif token := self.controls.found("\0".join(texts)):
             findings.append(("special-token", f"the text holds {token!r}, which stays text"))
         prompt, *responses = texts
+        if self.bos and not prompt and all(r.startswith(self.bos) for r in responses):  # text alone, rendered
+            prompt, responses = self.bos, [r.removeprefix(self.bos) for r in responses]
         ended = [r if self.controls.genuine.match(r[-1:]) else r + self.eos for r in responses]
         return Rendered(index, prompt, tuple((Segment(r, len(r)),) for r in ended), True, findings)
 
@@ -258,6 +264,7 @@ def _template(tokenizer: Any) -> Callable[..., str]:
         return public
     template = compiled(tokenizer.chat_template)
     fixed = {**template.globals, **tokenizer.special_tokens_map, "tools": None, "documents": None}
+    fixed["strftime_now"] = DAY.strftime  # else the ids, and with them which prompts are held out, hang on today
 
     def rendered(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         known = {**fixed, "messages": messages, "add_generation_prompt": add_generation_prompt}

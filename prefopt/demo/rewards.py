@@ -54,5 +54,7 @@ def learn(start: Start, rate: float = RATE) -> np.ndarray:
     lm.save(start.reward_model)
     world.tokenizer.save_pretrained(start.reward_model)
     rewards = world.rewards(lm.bare)
-    np.save(kept, rewards)
+    aside = kept.with_name(".tmp-rewards.npy")
+    np.save(aside, rewards)
+    aside.replace(kept)  # whole or not there, whenever this process ends
     return rewards

@@ -46,6 +46,7 @@ from prefopt.train import sft, train
 from prefopt.train.card import write_results
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.types import Example
+from prefopt.whole import whole
 
 
 class Size(NamedTuple):
@@ -140,7 +141,8 @@ def begin(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: go on with --resume, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    with whole(file) as opened:
+        opened.write(json.dumps(settings) + "\n")
 
 
 def shown(console: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose
 from prefopt.generate import Prompt
 from prefopt.model.load import load_config, positions
 from prefopt.rl.rewards import Reward, identity, load_reward
-from prefopt.terminal import counted, printable
+from prefopt.terminal import counted, described, printable
 from prefopt.train.card import write_results
 from prefopt.train.display import Display
 from prefopt.train.job import Job
@@ -48,7 +48,7 @@ from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import start
 from prefopt.train.session import execute
-from prefopt.types import Encoded, Example
+from prefopt.types import Encoded, Example, Message
 from prefopt.whole import whole
 
 Settings = dict[str, Setting]
@@ -177,7 +177,7 @@ def _slug(value: Any) -> str:
         return "+".join(map(_slug, value))
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
-    text = value.__name__ if hasattr(value, "__name__") else str(value)
+    text = value.__name__ if hasattr(value, "__name__") else value if isinstance(value, str) else described(value)
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "run"
 
 
@@ -414,17 +414,26 @@ def _texts(asked: Sequence[Encoded], encoder: Encoder, config: settings.Training
     sources = [open_source(spec, config.format) for spec in (*config.data, *config.eval_data)]
     found = (item for source in sources for item in source if item.source in units)
     examples = [item for item in found if isinstance(item, Example)]
-    return {units[e.source].prompt_key: _read_by(units[e.source], e.prompt, encoder) for e in examples}
+    read = _answered([units[e.source].prompt for e in examples], [e.prompt for e in examples], encoder)
+    return {units[e.source].prompt_key: prompt for e, prompt in zip(examples, read, strict=True)}
 
 
-def _read_by(unit: Encoded, prompt: Prompt, encoder: Encoder) -> Prompt:
-    """What of ``prompt`` the policy answers: with --train-on all-assistant that may end before its first answer."""
-    if isinstance(prompt, str) or encoder.train_on != "all-assistant":
-        return prompt
-    first = next((i for i, turn in enumerate(prompt) if turn.role == "assistant"), len(prompt))
-    (begun,) = encoder.prompts([prompt[:first]])
-    tail = min(len(begun), len(unit.prompt)) - 1  # --overlong may have cut what stands between BOS and the end
-    return prompt[:first] if np.array_equal(begun[-tail:], unit.prompt[-tail:]) else prompt
+def _answered(ids: Sequence[np.ndarray], prompts: Sequence[Prompt], encoder: Encoder) -> Iterator[Prompt]:
+    """What of these prompts the policy answers, by what it reads: all of each, or what stands before its first answer.
+
+    The latter with --train-on all-assistant, except where a template shows an answer otherwise later on.
+    """
+    if encoder.train_on != "all-assistant":
+        yield from prompts
+        return
+    begun = [prompt if isinstance(prompt, str) else prompt[: _first_answer(prompt)] for prompt in prompts]
+    for prompt, beginning, seen, read in zip(prompts, begun, encoder.prompts(begun), ids, strict=True):
+        tail = min(len(seen), len(read)) - 1  # --overlong may have cut what stands between BOS and the end
+        yield beginning if np.array_equal(seen[-tail:], read[-tail:]) else prompt
+
+
+def _first_answer(messages: Sequence[Message]) -> int:
+    return next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
 
 
 def _point(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,8 @@ from prefopt.terminal import described
 from prefopt.types import LogProbs, LossOutput, Preferences
 
 RESERVED = {"loss", "grad_norm", "learning_rate", "pairs", "tokens", "pairs_per_second", "tokens_per_second"}
-RESERVED |= {"step", "split", "nonfinite", "source", "prompt", "chosen", "rejected"}
+RESERVED |= {"step", "split", "nonfinite", "source", "prompt", "chosen", "rejected", "examples", "prompts"}
+RESERVED |= {"length_correlation", "rewards/accuracies_low", "rewards/accuracies_high"}
 """what a line of metrics.jsonl or pairs.jsonl says beside what a loss does"""
 
 

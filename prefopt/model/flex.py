@@ -54,7 +54,7 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
         return visible if window is None else visible & (at_there[i] - at_there[j] < window)
 
     # Keys by queries for the forward pass, queries by keys for the backward. BlockMask.from_kv_blocks would work the
-    # latter out on the device, by what may not run beside the compilation of the step before.
+    # latter out with torch code that must not run in this thread while another one compiles.
     partial = some & ~full
     seen, wholly_seen, by, wholly_by = (_listed(blocks, device) for blocks in (partial, full, partial.T, full.T))
     return BlockMask((size, size), *seen, *wholly_seen, *by, *wholly_by, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)

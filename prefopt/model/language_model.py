@@ -74,7 +74,7 @@ class LanguageModel:
         for name, parameter in self.weights().items():
             if name not in saved or saved[name].shape != parameter.shape:
                 raise UserError(
-                    f"the checkpoint's {name} is not of this model's shape: put the model back that the run began with"
+                    f"the checkpoint has no {name} of this model's shape: put the model back that the run began with"
                 )
             parameter.copy_(saved[name])
 
@@ -123,9 +123,9 @@ class LanguageModel:
             if self.way == "logits":
                 with recomputing(self.layers[: self._recomputed(batch, room)]):
                     logits = self.bare(**self._inputs(batch)).logits.flatten(0, 1)
-                token = token_logps(_rows(logits, batch.source), lambda h: h, batch.target, vocabulary)
+                token = token_logps(rows(logits, batch.source), lambda h: h, batch.target, vocabulary)
             else:
-                hidden = _rows(self.hidden(batch, room), batch.source)
+                hidden = rows(self.hidden(batch, room), batch.source)
                 token = token_logps(hidden, self._head(), batch.target, vocabulary)
         return LogProbs.from_tokens(token, batch.owner, batch.responses)
 
@@ -173,6 +173,6 @@ class LanguageModel:
         return logits
 
 
-def _rows(values: Tensor, at: Tensor) -> Tensor:
+def rows(values: Tensor, at: Tensor) -> Tensor:
     """``values[at]``, some rows more than once, in the way whose gradient is added up in the same order every time."""
     return values[at] if values.is_cuda else values.index_select(0, at)

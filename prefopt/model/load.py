@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -47,13 +46,16 @@ def positions(config: Any) -> int | None:
 
 
 @flushed_to_zero()  # here, since torch's worker threads begin with this
-def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: int = 64) -> LanguageModel:
+def load_model(
+    name: str, dtype: str = "auto", device: str = "auto", longest: int = 64, learns: bool = False
+) -> LanguageModel:
     """A causal LM ready to be trained or scored, read in the fastest way that gives its own numbers.
 
     The weights are held in float32, and computed with in ``dtype``: at the learning rates of fine-tuning an
     update of a bfloat16 weight is mostly rounded away.
 
-    ``longest``: tokens of the longest sequence that will be read, for the probe. Dropout is switched
+    ``longest``: tokens of the longest sequence that will be read, for the probe; ``learns``: it will be trained, so on
+    a GPU, where that takes kernels of its own, a gradient is tried. Dropout is switched
     off: with it the policy would differ from the reference before the first step, and two scorings of
     one answer from each other.
     """
@@ -64,7 +66,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto", longest: in
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
     with quiet():
-        probe(lm, longest)
+        probe(lm, longest, learns and where.type == "cuda")
     return lm
 
 
@@ -134,6 +136,6 @@ def from_folder(from_pretrained: Any, name: str, what: str, **options: Any) -> A
     try:
         with quiet():
             return from_pretrained(str(path) if local else name, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # a file is missing, damaged, another's
+    except Exception as error:  # a file is missing, damaged, another's; what it takes is not installed
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name}: no {what} can be loaded ({first})") from error

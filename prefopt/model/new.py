@@ -110,7 +110,7 @@ def _strings(value: Any) -> Iterator[str]:
     ['Hi', 'Yes']
     """
     if isinstance(value, str):
-        yield value
+        yield value.encode("utf-8", "replace").decode()  # half a character is no text
     elif isinstance(value, dict):
         for item in value.values():
             yield from _strings(item)

@@ -16,20 +16,24 @@ from prefopt.types import Encoded
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 """Largest difference of one token's log-prob, nats. A wrong mask is off by more than this in any trained
 model; in bfloat16 the layouts differ by rounding, so the bar is that of rounding."""
+MOST = 0.5
+"""nats: the bar where a model's own rounding is large, twice which it is"""
 
 
-def probe(lm: LanguageModel, longest: int = 64) -> None:
+def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
     """Set ``lm`` to the fastest way that gives its own numbers; ``lm.why`` says what stood in the way.
 
     ``longest``: tokens of the longest sequence that will be read. A sliding window shows only in texts
-    longer than it, so where such texts will come, the probe is as long.
+    longer than it, so where such texts will come, the probe is as long. ``learns``: a tree must have a gradient, too.
     """
+    _same_positions(lm, longest)
     examples = random_examples(lm, longest)
-    truth = one_at_a_time(lm, [*examples, examples[0]])
+    read = [*examples, examples[0]]
+    truth = one_at_a_time(lm, read)
     if not truth.isfinite().all():
         name = lm.bare.name_or_path or type(lm.bare).__name__
         raise UserError(f"{name}: its log-probs are not finite: its weights are damaged, or too large for {lm.dtype}")
-    tolerance = max(TOLERANCE[lm.dtype], 2 * rounding(lm, examples))
+    tolerance = max(TOLERANCE[lm.dtype], min(MOST, 2 * rounding(lm, read, truth)))
     why = ""
     ways: tuple[Way, ...] = ("tree", "rows", "logits")
     for way in ways:
@@ -37,7 +41,7 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
             lm.read_as(way, why)
             scored = [lm.score(lm.pack(some)).token for some in (examples, examples[:1])]  # attention has two ways too
             off = float((torch.cat(scored) - truth).abs().max())  # type: ignore[arg-type]
-            if lm.device.type == "cuda":
+            if learns and way == "tree":
                 learn(lm, examples)
         except Exception as error:  # whatever a model's own code raises on an input that it does not know
             said = str(error).splitlines()[0][:120] if str(error) else ""
@@ -50,21 +54,34 @@ def probe(lm: LanguageModel, longest: int = 64) -> None:
     raise AssertionError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
 
 
-def rounding(lm: LanguageModel, examples: list[Encoded]) -> float:
-    """How far one token's log-prob, one sequence at a time, is off for the narrower numbers that are computed with."""
+def _same_positions(lm: LanguageModel, longest: int) -> None:
+    """UserError where a text is read otherwise beside one that is longer than the model was first trained for."""
+    config = lm.bare.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in (given, *(value for value in given.values() if isinstance(value, dict))):
+        first = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if rope.get("rope_type") in ("longrope", "dynamic") and first and longest > first:
+            raise UserError(
+                f"{lm.bare.name_or_path or type(lm.bare).__name__} reads a text otherwise where another one beside it has "
+                f"more than {first} tokens ({rope['rope_type']}), and here some have {longest}: use --max-length {first}"
+            )
+
+
+def rounding(lm: LanguageModel, examples: list[Encoded], narrow: torch.Tensor) -> float:
+    """How far one token's log-prob, ``narrow`` [N] of one sequence at a time, is off for what it is computed in."""
     wide = next(lm.module.parameters()).dtype
     if lm.dtype == wide:
         return 0.0
-    return float(
-        (one_at_a_time(lm, examples) - one_at_a_time(LanguageModel(lm.module, dtype=wide), examples)).abs().max()
-    )
+    return float((narrow - one_at_a_time(LanguageModel(lm.module, dtype=wide), examples)).abs().max())
 
 
 def learn(lm: LanguageModel, examples: list[Encoded]) -> None:
-    """A backward pass, since what fails in a GPU's kernels for it should not do so after the reference's pass."""
-    trained = [parameter for parameter in lm.module.parameters() if parameter.requires_grad]
-    if trained:
-        torch.autograd.grad(lm.logprobs(lm.pack(examples)).sum.sum(), min(trained, key=torch.numel))
+    """A backward pass to the first layer, in the least memory: its kernels are others than those of a forward pass."""
+    parameters = [p for layer in lm.layers for p in layer.parameters() if p.requires_grad]
+    if parameters:
+        torch.autograd.grad(lm.logprobs(lm.pack(examples), room=1).sum.sum(), parameters[0])
 
 
 @torch.no_grad()
@@ -76,17 +93,16 @@ def one_at_a_time(lm: LanguageModel, examples: list[Encoded]) -> torch.Tensor:
         for response, scored in zip(example.responses, example.scored, strict=True):
             ids = torch.from_numpy(np.concatenate([example.prompt, response]).astype(np.int64)).to(lm.device)
             with lm.computing():
-                logits = lm.bare(input_ids=ids[None], use_cache=False).logits[0].float()
-            logps = logits[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-            at = np.flatnonzero(scored) + len(example.prompt) - 1
-            out.append(logps[torch.from_numpy(at).to(lm.device)])
+                logits = lm.bare(input_ids=ids[None], use_cache=False).logits[0]
+            at = torch.from_numpy(np.flatnonzero(scored) + len(example.prompt) - 1).to(lm.device)
+            out.append(logits[at].float().log_softmax(-1).gather(1, ids[at + 1, None])[:, 0])
     return torch.cat(out)
 
 
 def random_examples(lm: LanguageModel, longest: int) -> list[Encoded]:
     """Two prompts with three responses each, of random tokens: branches, shared beginnings, several depths."""
     config = lm.bare.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or 0
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
     prompt = window + 8 if window and longest > window else 24
     rng = np.random.default_rng(0)
 

@@ -284,7 +284,7 @@ def fill(
 
 # --- step 0 -----------------------------------------------------------------------------------
 
-# Nats of a response: sums of hundreds of log-probs, computed in another packing.
+# Nats of a response of up to 256 tokens: sums of log-probs that are rounded, each by itself, in another packing.
 _TOLERANCE = {torch.float32: 0.01, torch.float16: 0.5, torch.bfloat16: 2.5}
 
 
@@ -304,14 +304,14 @@ def check_step_zero(
             f"step 0: the loss is {expected[~expected.isfinite()][0]:g} where policy and reference agree, as they do "
             "before the first step: it cannot be trained with from there; check what it does with margins of 0"
         )
-    off = (policy.sum - reference.sum).abs().nan_to_num(nan=math.inf)
-    tolerance = _TOLERANCE[dtype]
-    if count := int((off > tolerance).sum()):
+    tolerance = _TOLERANCE[dtype] * (reference.length / 256).clamp(min=1).sqrt()
+    off = ((policy.sum - reference.sum).abs() / tolerance).nan_to_num(nan=math.inf)
+    if count := int((off > 1).sum()):
         worst = int(off.argmax())
         raise RunFailed(
             f"step 0: policy and reference should agree, but {count} of {len(off)} responses are off by more than "
-            f"{tolerance:g} nats, most of all one of {sources[worst]} with log-probability {policy.sum[worst]:.4f} "
-            f"instead of {reference.sum[worst]:.4f}. Likely causes: the reference is another model "
+            f"{tolerance[worst]:.2g} nats, most of all one of {sources[worst]} with log-probability "
+            f"{policy.sum[worst]:.4f} instead of {reference.sum[worst]:.4f}. Likely causes: the reference is another model "
             "than the one that training starts from, or its figures are stale; dropout is on; an adapter is "
             "active in one of the two only; the two compute in different dtypes"
         )

@@ -75,6 +75,7 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, disp
             raise UserError(f"--eval-fraction {config.eval_fraction:g} holds out every prompt: lower it")
         if not held_out:
             display.note(f"--eval-fraction {config.eval_fraction:g} of so few prompts is none: nothing is held out")
+    counts["prompts"] = len(train)
     return Asked(train, held_out, counts, texts, config.max_new_tokens)
 
 

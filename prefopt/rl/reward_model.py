@@ -19,7 +19,7 @@ from prefopt.data import plan
 from prefopt.errors import UserError
 from prefopt.losses import PlackettLuce
 from prefopt.losses.base import Unit, require_non_negative
-from prefopt.model.language_model import LanguageModel, Way
+from prefopt.model.language_model import LanguageModel, Way, rows
 from prefopt.model.load import classifies, pick_device, pick_dtype, whole, without_dropout
 from prefopt.model.probe import random_examples
 from prefopt.model.quiet import quiet
@@ -139,7 +139,7 @@ def scores(lm: LanguageModel, batch: PackedBatch, room: int | None = None) -> Te
     ``room``: tokens whose activations may be kept, as for `LanguageModel.logprobs`.
     """
     with lm.computing():
-        return lm.bare.score(lm.hidden(batch, room).index_select(0, batch.source))[:, 0].float()
+        return lm.bare.score(rows(lm.hidden(batch, room), batch.source))[:, 0].float()
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
     return execute(job, start)
 
 
-def start(job: Job, display: Display) -> Judging:
+def start(job: Job, display: Display) -> Tuning:
     """The reward model, as it stands before the first step."""
     config = job.config
     lm = load_reward_model(config.model, job.tokenizer, config.dtype, config.device, job.data.longest)
@@ -51,23 +51,20 @@ def start(job: Job, display: Display) -> Judging:
         display.note(lm.why)
     assert config.tokens_per_microbatch is not None
     objective = RewardObjective(cast(RewardLoss, job.loss), lm, config.tokens_per_microbatch)
-    return cast(Judging, Judging.on(job, cast(Any, objective)))
+    return Tuning.on(job, cast(Any, objective), examine=_reliability)
 
 
-class Judging(Tuning):
-    """The course of such a run: `Tuning` on rewards, and in the end how far they can be believed."""
-
-    def results(self, seconds: float) -> dict[str, Any]:
-        """Where there are held-out data, also ``reliability``, whose picture goes to ``reliability.svg``."""
-        found, units = super().results(seconds), self.job.data.held_out
-        if not units:
-            return found
-        with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
-            rewards = scored(cast(Any, self.policy), units, self.objective.tokens_without_gradient, advance)
-        margins, of = margins_of(units, rewards)
-        known = reliability(margins, of)
-        (self.job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
-        return found | {"reliability": known}
+def _reliability(job: Job, objective: Any) -> dict[str, Any]:
+    """Where there are held-out data, ``reliability``, whose picture goes to ``reliability.svg``."""
+    units = job.data.held_out
+    if not units:
+        return {}
+    with Display(0, "reward") as display, display.pass_("reliability", len(units)) as advance:
+        found = scored(objective.lm, units, objective.tokens_without_gradient, advance)
+    margins, of = margins_of(units, found)
+    known = reliability(margins, of)
+    (job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
+    return {"reliability": known}
 
 
 def margins_of(units: Sequence[Encoded], found: Sequence[Sequence[float]]) -> tuple[list[float], list[str]]:

@@ -6,9 +6,9 @@ A checkpoint holds the value model too, and its optimizer; ``model/`` is the pol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -23,15 +23,14 @@ from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
 from prefopt.terminal import counted
-from prefopt.train import optimizer, outcome, seen, session
+from prefopt.train import optimizer, outcome
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
 from prefopt.train.evidence import Scored
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, batches, repeat
-from prefopt.train.metrics import peak_memory, read_metrics
-from prefopt.train.session import Recorder
+from prefopt.train.session import Recorder, execute
 
 
 def ppo(config: settings.PPO, dry_run: bool = False) -> int:
@@ -52,7 +51,7 @@ def run(config: settings.PPO, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         print(description(job, method))
         return {}
-    return execute(job, method, reward)
+    return execute(job, partial(start, method=method, reward=reward))
 
 
 def method_of(config: settings.PPO) -> PPO:
@@ -60,16 +59,11 @@ def method_of(config: settings.PPO) -> PPO:
     return PPO(**given)
 
 
-def execute(job: Job, method: PPO, reward: Reward) -> dict[str, Any]:
-    """Train as planned; as `run` otherwise."""
-    return session.execute(job, partial(start, method=method, reward=reward))
-
-
-def start(job: Job, display: Display, method: PPO, reward: Reward) -> Tuning:
+def start(job: Job, display: Display, method: PPO, reward: Reward) -> PPOTuning:
     """Policy, reference and value model, as they stand before the first step."""
     config, asked = job.config, job.data
     assert isinstance(config, settings.PPO) and isinstance(asked, Asked)
-    policy = load_model(config.model, config.dtype, config.device, asked.longest)
+    policy = load_model(config.model, config.dtype, config.device, asked.longest, learns=True)
     reference = load_model(config.reference or config.model, config.dtype, config.device, asked.longest)
     reference.module.requires_grad_(False)
     for why in dict.fromkeys(lm.why for lm in (policy, reference) if lm.why):
@@ -84,7 +78,7 @@ def start(job: Job, display: Display, method: PPO, reward: Reward) -> Tuning:
         method.kl_coef,
         Guard(),
     )
-    return Tuning(job, method, training, model_fingerprint(reference.bare))
+    return PPOTuning(job, method, training, model_fingerprint(reference.bare))
 
 
 def _value_model(reward: Reward, policy: LanguageModel, display: Display) -> ValueModel:
@@ -94,14 +88,15 @@ def _value_model(reward: Reward, policy: LanguageModel, display: Display) -> Val
 
 
 @dataclass
-class Tuning:
+class PPOTuning:
     """The course of such a run."""
 
     job: Job
     method: PPO
     training: PPOState
     reference_is: str
-    scored: Mapping[str, Scored] = field(default_factory=dict)  # there are no pairs
+    scored: ClassVar[Mapping[str, Scored]] = {}
+    """there are no pairs"""
 
     @property
     def policy(self) -> LanguageModel:
@@ -110,6 +105,10 @@ class Tuning:
     @property
     def step(self) -> int:
         return self.training.step
+
+    @property
+    def guard(self) -> Guard:
+        return self.training.guard
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
@@ -131,7 +130,7 @@ class Tuning:
         state.kl_coef, state.guard, state.step = found.state["kl_coef"], Guard(**found.state["guard"]), found.step
 
     def begin(self) -> None:
-        """Policy and reference need not be the same model."""
+        """Nothing: the policy need not start as the reference."""
 
     def go(self, hooks: Hooks) -> None:
         asked = batches(self.job.data.train, self.job.schedule, self.step)
@@ -149,29 +148,13 @@ class Tuning:
             recorder.write(step, "eval", values)
             recorder.display.evaluation(step, values)
 
-    def results(self, seconds: float) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """In training, "before" is the first step, whose responses are the start model's own."""
-        job, history = self.job, read_metrics(self.job.metrics_file)
-
-        def around(split: str) -> dict[str, dict[str, float]]:
-            records = [
-                {k: v for k, v in r.items() if k not in ("step", "split")} for r in history if r["split"] == split
-            ]
-            return {"before": records[0], "after": records[-1]}
-
+        around = partial(outcome.around, self.job)
         return {
-            "method": job.method,
-            "loss": repr(job.loss),
-            "steps": self.step,
-            "skipped_steps": self.training.guard.skipped,
-            "held_out_seen": seen.among(job.config.model, job.data.held_out),
-            "training": around("train"),
-            "held_out": around("eval") if job.data.held_out else None,
+            "training": around((1, self.step), "train"),
+            "held_out": around((0, self.step), "eval") if self.job.data.held_out else None,
             "kl_coef": self.training.kl_coef,
-            "seconds": round(seconds, 1),
-            "peak_memory": peak_memory(),
-            "read_as": self.policy.way,
-            "data": {"fingerprint": job.data.fingerprint, "prompts": len(job.data.train), **job.data.counts},
         }
 
 

@@ -79,7 +79,7 @@ def must_fit(device: torch.device, held: int) -> None:
     if device.type == "cuda" and held > (there := torch.cuda.get_device_properties(device).total_memory):
         raise UserError(
             f"weights, gradients and moments take {held / 1e9:.0f} GB, and this GPU has {there / 1e9:.0f}: "
-            "take a smaller model or a larger GPU; --optimizer rmsprop keeps a quarter less than adamw"
+            "take a smaller model or a larger GPU"
         )
 
 

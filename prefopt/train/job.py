@@ -79,7 +79,7 @@ class Job:
                 "each step holds some of them more than once"
             )
         job = cls(resolved, loss, tokenizer, data, schedule, parameters)
-        defaults.must_fit(device, job.held())
+        defaults.must_fit(device, job.held() * (2 if isinstance(config, settings.PPO) else 1))  # a value model like it
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
         budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)
         job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)

@@ -17,8 +17,9 @@ from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import readable
 from prefopt.train import evidence, seen
 from prefopt.train.card import model_card, write_results
+from prefopt.train.guard import Guard
 from prefopt.train.job import Job
-from prefopt.train.loop import Evaluation, TrainingState
+from prefopt.train.loop import Evaluation
 from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.summary import length_correlation, render, summarize, with_interval
 from prefopt.types import Encoded
@@ -38,31 +39,31 @@ def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, flo
     return values
 
 
-def results(job: Job, state: TrainingState, seconds: float) -> dict[str, Any]:
-    """What results.json holds. The figures come from the metrics file, so that a resumed run has those before too."""
-    history = read_metrics(job.metrics_file)
-
-    def at(step: int, split: str) -> dict[str, float]:
-        record = next((r for r in history if (r["step"], r["split"]) == (step, split)), {})
-        return {name: value for name, value in record.items() if name not in ("step", "split")}
-
-    def around(split: str) -> dict[str, dict[str, float]]:
-        return {"before": at(0, split), "after": at(state.step, split)}
-
+def results(job: Job, lm: LanguageModel, steps: int, guard: Guard, seconds: float) -> dict[str, Any]:
+    """What results.json holds of every run."""
     return {
         "method": job.method,
         "loss": repr(job.loss),
-        "steps": state.step,
-        "skipped_steps": state.guard.skipped,
-        "unit": job.loss.unit,
+        "steps": steps,
+        "skipped_steps": guard.skipped,
         "held_out_seen": seen.among(job.config.model, job.data.held_out),
-        "training": around("training"),
-        "held_out": around("eval") if job.data.held_out else None,
         "seconds": round(seconds, 1),
         "peak_memory": peak_memory(),
-        "read_as": state.objective.lm.way,
+        "read_as": lm.way,
         "data": {"fingerprint": job.data.fingerprint, **job.data.counts},
     }
+
+
+def around(job: Job, steps: tuple[int, int], split: str) -> dict[str, dict[str, float]]:
+    """A split's figures before and after, from the metrics file, so that a resumed run has those before too."""
+    history = read_metrics(job.metrics_file)
+
+    def at(step: int) -> dict[str, float]:
+        record = next((r for r in history if (r["step"], r["split"]) == (step, split)), {})
+        return {name: value for name, value in record.items() if name not in ("step", "split")}
+
+    before, after = steps
+    return {"before": at(before), "after": at(after)}
 
 
 def sample(job: Job, lm: LanguageModel, when: Literal["before", "after"]) -> None:

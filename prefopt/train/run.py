@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -58,7 +59,7 @@ def start(job: Job, display: Display) -> Tuning:
 def objective(job: Job, display: Display) -> Objective:
     """The model and, where the loss compares with a reference, the reference's figures for all data."""
     config = job.config
-    lm = load_model(config.model, config.dtype, config.device, job.data.longest)
+    lm = load_model(config.model, config.dtype, config.device, job.data.longest, learns=True)
     if lm.why:
         display.note(lm.why)
     assert config.tokens_per_microbatch is not None
@@ -72,13 +73,15 @@ class Tuning:
 
     job: Job
     training: TrainingState
+    examine: Callable[[Job, Objective], dict[str, Any]] = lambda job, objective: {}
+    """what results.json holds of it beside the figures of every run"""
     scored: dict[str, evidence.Scored] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, job: Job, objective: Objective) -> Tuning:
+    def on(cls, job: Job, objective: Objective, **rest: Any) -> Tuning:
         trained = objective.lm.module.named_parameters()
         built = optimizer.build(job.config.optimizer, trained, job.config.weight_decay)
-        return cls(job, TrainingState(objective, built, Guard()))
+        return cls(job, TrainingState(objective, built, Guard()), **rest)
 
     @property
     def objective(self) -> Objective:
@@ -91,6 +94,10 @@ class Tuning:
     @property
     def step(self) -> int:
         return self.training.step
+
+    @property
+    def guard(self) -> Guard:
+        return self.training.guard
 
     @property
     def reference_is(self) -> str | None:
@@ -141,5 +148,11 @@ class Tuning:
         recorder.write(step, split, values)
         return values
 
-    def results(self, seconds: float) -> dict[str, Any]:
-        return outcome.results(self.job, self.training, seconds)
+    def results(self) -> dict[str, Any]:
+        around = partial(outcome.around, self.job, (0, self.step))
+        return {
+            "unit": self.job.loss.unit,
+            "training": around("training"),
+            "held_out": around("eval") if self.job.data.held_out else None,
+            **self.examine(self.job, self.objective),
+        }

@@ -1,7 +1,7 @@
 """A run from its start to its end, whatever it trains: what ``sft``, ``train``, ``reward`` and ``ppo`` have in common.
 
-Here are the folder's lock, the checkpoints, the signals, and where figures go. What a step is, and what of it has to be
-saved, a `Course` says.
+Here are the folder's lock, the checkpoints, the signals, and where figures go. A `Course` says what a step is and what
+must be saved.
 
 config.yaml      the settings, with what was chosen
 metrics.jsonl    a line for every step and every evaluation
@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,7 @@ from prefopt.train import checkpoint, outcome, rng
 from prefopt.train.alone import alone
 from prefopt.train.display import Display
 from prefopt.train.evidence import Scored
+from prefopt.train.guard import Guard
 from prefopt.train.job import Job, check_folder
 from prefopt.train.loop import Hooks
 from prefopt.train.metrics import MetricsFile
@@ -44,6 +46,9 @@ class Course(Protocol):
     @property
     def step(self) -> int:
         """How many are done."""
+
+    @property
+    def guard(self) -> Guard: ...
 
     @property
     def reference_is(self) -> str | None:
@@ -71,8 +76,8 @@ class Course(Protocol):
     def evaluate(self, recorder: Recorder, step: int) -> None:
         """Between steps, and before the first and after the last one."""
 
-    def results(self, seconds: float) -> dict[str, Any]:
-        """What results.json holds."""
+    def results(self) -> dict[str, Any]:
+        """What results.json holds beside what it holds of every run."""
 
 
 def execute(job: Job, start: Callable[[Job, Display], Course]) -> dict[str, Any]:
@@ -95,18 +100,20 @@ def _execute(job: Job, start: Callable[[Job, Display], Course]) -> dict[str, Any
         torch.manual_seed(config.seed)
         course = start(job, display)
         _go_on(job, course, found, display)
+    resumed_at = found.step if found else None
     with (
-        MetricsFile(job.metrics_file, found.step if found else None) as file,
+        MetricsFile(job.metrics_file, resumed_at) as file,
         Display(job.schedule.steps, job.verb, start=course.step) as display,
         stop_on_signal() as stop,
     ):
         trackers.start(job.out.name, job.config, course.step)
-        recorder = Recorder(job, course, file, trackers, display, stop, began, found.step if found else None)
+        recorder = Recorder(job, course, file, trackers, display, stop, began, resumed_at)
         try:
             course.go(recorder.hooks)
         finally:
             trackers.finish()
-    figures = course.results(time.monotonic() - began)
+    figures = outcome.results(job, course.policy, course.step, course.guard, time.monotonic() - began)
+    figures |= course.results()
     outcome.write(job, course.policy, figures, course.scored)
     return figures
 
@@ -140,11 +147,12 @@ class Recorder:
     stop: Stop
     began: float
     saved: int | None
+    """the newest step that there is a checkpoint of"""
 
     @property
     def hooks(self) -> Hooks:
-        evaluate = self.course.evaluate
-        return Hooks(self.step, lambda step: evaluate(self, step), self.save, lambda: self.stop.requested, self.pause)
+        evaluate = partial(self.course.evaluate, self)
+        return Hooks(self.step, evaluate, self.save, lambda: self.stop.requested, self.pause)
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self.write(step, "train", values)

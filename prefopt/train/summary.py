@@ -258,7 +258,7 @@ def _sampled(run: Run) -> bool:
 
 def margins_saturated(run: Run) -> str | None:
     margin = run.training.get("rewards/margins", 0.0)
-    if margin > SATURATED_MARGIN and not loss_rose(run) and not run.loss.startswith("Unlikelihood"):
+    if margin > SATURATED_MARGIN and not loss_rose(run) and "Unlikelihood(" not in run.loss:
         larger = ", or a larger --beta" if "beta=" in run.loss or not run.loss else ""
         return (
             f"Margins are saturated: {margin:+.1f} on training pairs, where a pair hardly pulls any more; "
@@ -334,9 +334,10 @@ def kl_exploded(run: Run) -> str | None:
     name, _, after = run.judged
     kl = after.get("kl", 0.0)
     if kl > KL_EXPLODED:
+        closer = "lower --target-kl, or raise --kl-coef where it is not set," if _sampled(run) else "raise --beta"
         return (
             f"The policy is far from its reference: KL {kl:.1f} nats on {name} data, where text often degenerates; "
-            "lower --target-kl, raise --kl-coef or lower --learning-rate, and read some samples."
+            f"{closer} or lower --learning-rate, and read some samples."
         )
     return None
 

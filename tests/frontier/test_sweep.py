@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -132,6 +132,15 @@ def test_a_loss_that_cannot_be_hashed_is_a_loss() -> None:
     assert one.config.loss == Mine() and one.config.seed == 3
 
 
+def test_a_loss_without_a_name_gives_a_folder_of_one_name() -> None:
+    class Mine:
+        def __call__(self, policy, reference, preferences):
+            return None
+
+    first, second = (sweep.configurations(COMMON, [sweep._given({"loss": Mine()}, "")])[0].name for _ in range(2))
+    assert first == second and "0x" not in first
+
+
 @pytest.mark.parametrize(
     ("own", "says"),
     [
@@ -213,10 +222,9 @@ def test_a_reward_reads_the_prompt_that_the_policy_answers(given):
     for train_on, expected in (("all-assistant", say[:1]), ("last-assistant", say)):
         encoder = Encoder(tokenizer, 128, "drop", train_on)
         (unit,) = encoder.encode([example]).examples
-        assert sweep._read_by(unit, example.prompt, encoder) == tuple(expected)
-    whole = replace(unit, prompt=encoder.prompts([example.prompt])[0])
-    assert sweep._read_by(whole, example.prompt, Encoder(tokenizer, 128, "drop", "all-assistant")) == tuple(say)
-    assert sweep._read_by(whole, "a text", encoder) == "a text"
+        assert list(sweep._answered([unit.prompt], [example.prompt], encoder)) == [tuple(expected)]
+    ids, encoder = encoder.prompts([example.prompt, "a text"]), Encoder(tokenizer, 128, "drop", "all-assistant")
+    assert list(sweep._answered(ids, [example.prompt, "a text"], encoder)) == [tuple(say), "a text"]
 
 
 def results(out: Path) -> dict[str, Any]:

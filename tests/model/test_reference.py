@@ -327,8 +327,8 @@ LN2 = torch.full((2,), math.log(2))
 F32, BF16 = torch.float32, torch.bfloat16
 
 
-def off_by(*nats: float, dtype: torch.dtype = F32, expected: torch.Tensor = LN2) -> None:
-    reference = LogProbs(torch.tensor(THERE), torch.full((4,), 5.0))
+def off_by(*nats: float, dtype: torch.dtype = F32, expected: torch.Tensor = LN2, length: float = 5.0) -> None:
+    reference = LogProbs(torch.tensor(THERE), torch.full((4,), length))
     check_step_zero(replace(reference, sum=reference.sum + torch.tensor(nats)), reference, dtype, SOURCES, expected)
 
 
@@ -359,6 +359,13 @@ def test_bfloat16_is_given_more_room_whatever_beta_is():
     for dtype, nats in ((F32, 0.5), (BF16, 5.0)):
         with pytest.raises(RunFailed):
             off_by(nats, 0.0, 0.0, 0.0, dtype=dtype)
+
+
+def test_rounding_grows_with_the_root_of_the_length():
+    off_by(0.035, 0.0, 0.0, 0.0, length=4096.0)
+    for nats, length in ((0.035, 256.0), (0.045, 4096.0)):
+        with pytest.raises(RunFailed):
+            off_by(nats, 0.0, 0.0, 0.0, length=length)
 
 
 def test_a_loss_that_is_no_number_there_cannot_be_trained_with():

@@ -165,5 +165,5 @@ def test_weights_of_another_shape_are_refused(given, tmp_path):
     ours.lm.load_weights(saved)
     name = next(iter(saved))
     for other in (saved | {name: saved[name][:1]}, {k: v for k, v in saved.items() if k != name}):
-        with pytest.raises(UserError, match=f"{name} is not of this model's shape"):
+        with pytest.raises(UserError, match=f"has no {name} of this model's shape"):
             ours.lm.load_weights(other)

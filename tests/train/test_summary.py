@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from prefopt.losses import Unlikelihood, WithNLL
+from prefopt.rl.reward_model import RewardLoss
 from prefopt.train.summary import length_correlation, render, summarize, table_rows, with_interval
 
 START = {"loss": 0.6931, "rewards/accuracies": 0.0, "rewards/margins": 0.0, "logps/chosen": -100.0} | {
@@ -210,7 +212,7 @@ def test_rankings_are_called_rankings_and_a_reward_model_is_told_of_no_loss():
         ("IPO(tau=0.02)", "pair", "add --nll-weight 0.1 or lower --learning-rate"),
         ("KTO(beta=0.1)", "response", "other answers; raise --beta or lower --learning-rate"),
         ("DPO(beta=0.1)", "pair", "fewer --epochs, or a larger --beta."),
-        ("BradleyTerry(margin=0.0, center=0.0)", "pair", "fewer --epochs."),
+        (repr(RewardLoss()), "pair", "fewer --epochs."),
     ],
 )
 def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
@@ -221,7 +223,8 @@ def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
 
 def test_margins_that_never_saturate():
     """Unlikelihood pulls at every pair alike, however far apart it is."""
-    assert not any("saturated" in text for text in _warnings({"rewards/margins": 9.0}, loss="Unlikelihood(alpha=1.0)"))
+    for loss in (Unlikelihood(), WithNLL(Unlikelihood(), 0.1)):
+        assert not any("saturated" in text for text in _warnings({"rewards/margins": 9.0}, loss=repr(loss)))
 
 
 def test_a_loss_that_rose_is_said_first_and_its_margins_are_not_called_saturated():

@@ -117,6 +117,8 @@ def ranking(prompt: Turns, answers: Iterable[tuple[Any, Any]], column: str) -> C
         if not ANSWER.holds(value):
             raise BadRow("null" if value is None else "type", f'"{column}"[{i}] is {type_of(value)}, not {ANSWER.name}')
         found.append((points, answer(value, column)))
+    if len(found) < 2:
+        raise BadRow("single", f'"{column}" holds {len(found)} response: there is nothing to rank')
     found.sort(key=lambda scored: -scored[0])
     return prompt, tuple(Response(said, points) for points, said in found)
 
