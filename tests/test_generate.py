@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
-from prefopt.generate import TransformersGenerator
+from prefopt.generate import Realign, TransformersGenerator
+from prefopt.model import attention
+from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
 from tests.train import tiny
 
@@ -42,6 +44,39 @@ def test_greedy_in_padded_batches_is_greedy_one_by_one(made, batch_size):
     )
     for prompt, (ids,) in zip(prompts, found, strict=True):
         assert ids.tolist() == one_by_one(lm, prompt, 12, {encoder.tokenizer.eos_token_id})
+
+
+@torch.no_grad()
+def test_a_model_with_a_soft_cap_writes_with_its_own_attention(tmp_path):
+    tokenizer = load_tokenizer(tiny.model(tmp_path / "llama"))
+    config = Gemma2Config(**tiny.SMALL, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, head_dim=8,
+                          num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    torch.manual_seed(0)
+    own = AutoModelForCausalLM.from_config(config).eval()
+    lm = LanguageModel(own, "tree")
+    settings: dict = {"max_new_tokens": 5, "temperature": 0}
+    (prompt,) = Encoder(tokenizer).prompts(["the cat"])
+    ((ids,),) = TransformersGenerator(lm, Encoder(tokenizer), **settings).ids([prompt])
+    assert lm.way == "tree" and own.config._attn_implementation == attention.NAME
+    lm.read_as("rows")
+    alone = torch.from_numpy(prompt.astype(np.int64))[None]
+    end = tokenizer.eos_token_id
+    written = own.generate(alone, max_new_tokens=5, do_sample=False, eos_token_id=end, pad_token_id=end)
+    assert ids.tolist() == written[0, len(prompt) :].tolist()
+    mixed = TransformersGenerator(lm, Encoder(tokenizer), realign=Realign(LanguageModel(own, "tree"), 0.5), **settings)
+    assert mixed.ids([prompt])[0][0].tolist() == ids.tolist()
+
+
+@torch.no_grad()
+def test_sampling_computes_in_what_training_does(made):
+    lm, encoder = made
+    narrow = LanguageModel(lm.module, lm.way, torch.bfloat16)
+    seen = []
+    hook = lm.bare.get_output_embeddings().register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    for one in (lm, narrow):
+        TransformersGenerator(one, encoder, max_new_tokens=1).ids(encoder.prompts(PROMPTS[:1]))
+    hook.remove()
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @torch.no_grad()

@@ -310,9 +310,8 @@ def _json_object(stream: IO[bytes], name: str) -> Iterator[Row]:
 
 def _is_row(item: Any) -> bool:
     """Of a list, whether it may be a row and not a message."""
-    return isinstance(item, dict) and not (
-        item.keys() <= {"role", "content", "from", "value", "name"} and len(item) > 1
-    )
+    message = {"role", "content", "from", "value", "name"}
+    return isinstance(item, dict) and not (len(item) > 1 and item.keys() <= message)
 
 
 def _json_array(stream: IO[bytes], name: str) -> Iterator[Row]:

@@ -56,16 +56,14 @@ def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
 
 def _same_positions(lm: LanguageModel, longest: int) -> None:
     """UserError where a text is read otherwise beside one that is longer than the model was first trained for."""
-    config = lm.bare.config.get_text_config()
+    config, key = lm.bare.config.get_text_config(), "original_max_position_embeddings"
     given = getattr(config, "rope_parameters", None) or {}
     for rope in (given, *(value for value in given.values() if isinstance(value, dict))):
-        first = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
+        first = rope.get(key) or getattr(config, key, None)
         if rope.get("rope_type") in ("longrope", "dynamic") and first and longest > first:
             raise UserError(
-                f"{lm.bare.name_or_path or type(lm.bare).__name__} reads a text otherwise where another one beside it has "
-                f"more than {first} tokens ({rope['rope_type']}), and here some have {longest}: use --max-length {first}"
+                f"{lm.bare.name_or_path or type(lm.bare).__name__} reads a text otherwise where one beside it has more "
+                f"than {first} tokens ({rope['rope_type']}), and here some have {longest}: use --max-length {first}"
             )
 
 

@@ -311,7 +311,7 @@ def check_step_zero(
         raise RunFailed(
             f"step 0: policy and reference should agree, but {count} of {len(off)} responses are off by more than "
             f"{tolerance[worst]:.2g} nats, most of all one of {sources[worst]} with log-probability "
-            f"{policy.sum[worst]:.4f} instead of {reference.sum[worst]:.4f}. Likely causes: the reference is another model "
-            "than the one that training starts from, or its figures are stale; dropout is on; an adapter is "
+            f"{policy.sum[worst]:.4f} instead of {reference.sum[worst]:.4f}. Likely causes: the reference is another "
+            "model than the one that training starts from, or its figures are stale; dropout is on; an adapter is "
             "active in one of the two only; the two compute in different dtypes"
         )

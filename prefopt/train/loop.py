@@ -157,8 +157,8 @@ class Unread:
     def read(self) -> None:
         """Waits for the figures. A step takes from its beginning, or the end of the one before, until they are there.
 
-        Where they are there without waiting, the time of handing over is taken as the end: the host is the slower. It is
-        now where that was before the end of the step before.
+        Where they are there without waiting, the time of handing over is taken as the end: the host is the slower.
+        Where that was before the end of the step before, it is now.
         """
         if self.newest is None:
             return

@@ -362,6 +362,32 @@ def test_rendered_text_without_bos_gets_it_from_the_tokenizer():
     assert data.counts["double-bos"] == 0
 
 
+def test_rendered_text_without_a_prompt_has_one_bos_and_does_not_learn_it():
+    tokenizer = byte_level(CHATML, bos=True)
+    row = Example("", (Response("<s><|im_start|>user\nHello<|im_end|>\n"),), "f.jsonl:1")
+    (encoded,) = Encoder(tokenizer).encode([row]).examples
+    assert encoded.prompt.tolist() == [tokenizer.bos_token_id]
+    assert tokenizer.decode(encoded.responses[0]).startswith("<|im_start|>user")
+
+
+def test_some_prompts_are_read_as_all_of_them_are():
+    tokenizer, marked, plain = byte_level(CHATML), "<|im_start|>user\nHello<|im_end|>\n", "Hello"
+    encoder = Encoder(tokenizer)
+    together = encoder.prompts([marked, plain])
+    survey = encoder.survey([Example(marked, ()), Example(plain, ())])
+    assert encoder.prompts([marked], survey)[0].tolist() == together[0].tolist()
+    assert encoder.prompts([marked])[0].tolist() != together[0].tolist()
+    data = encoder.encode([text(marked), text(plain)])
+    assert any("1 of 2 prompts begin with a control token, so it stays text" in note for note in data.notes)
+
+
+def test_a_templates_date_is_not_todays(monkeypatch):
+    template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer = byte_level(template)
+    (encoded,) = Encoder(tokenizer).encode([chat(user("Hi"))]).examples
+    assert tokenizer.decode(encoded.prompt).startswith("26 Jul 2024")
+
+
 # ---------------------------------------------------------------- too long
 
 
@@ -384,6 +410,15 @@ def test_cut_prompt_removes_its_head_and_keeps_bos_and_responses():
     assert encoded.prompt[1:].tolist() == whole.prompt[-(len(encoded.prompt) - 1) :].tolist()
     assert all(a.tolist() == b.tolist() for a, b in zip(encoded.responses, whole.responses, strict=True))
     assert data.counts["end tokens lost"] == 0 and not data.findings[0].drops
+
+
+def test_prompts_are_told_apart_by_all_of_them():
+    """Two pairs of one prompt, cut by as much as their responses need, are held out together or not at all."""
+    prompt = "Hello" * 50 + " end"
+    rows = [text(prompt), text(prompt, chosen="It is four, or so they say."), text("x" + prompt)]
+    first, second, other = Encoder(byte_level(), max_length=60, overlong="cut-prompt").encode(rows).examples
+    assert len(first.prompt) != len(second.prompt)
+    assert first.prompt_key == second.prompt_key != other.prompt_key
 
 
 def test_cut_response_fakes_no_end_token_and_says_how_many_are_lost():

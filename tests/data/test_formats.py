@@ -366,6 +366,13 @@ def test_a_bad_row_says_what_is_amiss(name, change, said):
     assert finding(name, {**ROWS[name][0], **change}).startswith(said)
 
 
+def test_a_ranking_of_one_is_none():
+    row = {"prompt": "Hi", "answers": [{"answer": "Yes?", "rank": 1}]}
+    assert str(LAYOUTS["nectar"].read(Row(row, "n.jsonl:1"))) == (
+        'n.jsonl:1: "answers" holds 1 response: there is nothing to rank'
+    )
+
+
 def test_a_near_name_is_suggested():
     assert finding("preference", {"prompt": "a", "chosen": "b", "reject": "c"}) == (
         'missing: no "rejected"; if "reject" is meant, rename it'

@@ -195,6 +195,32 @@ def test_globs_and_folders(tmp_path):
     assert "holds no data files" in message(tmp_path / "none")
 
 
+def test_links_to_folders_are_followed_once_and_one_that_leads_nowhere_is_told_of(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    write(tmp_path / "far" / "a.jsonl", ROWS)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "round").symlink_to(tmp_path / "data")
+    assert fields(tmp_path / "data") == ROWS
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fields("~/data") == ROWS
+    (tmp_path / "far" / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    for spec in (tmp_path / "data", tmp_path / "far" / "*.jsonl"):
+        assert "gone.jsonl, which is not there" in message(spec)
+
+
+def test_a_name_that_the_system_refuses_is_one_sentence(tmp_path):
+    assert "cannot be looked at" in message(tmp_path / ("x" * 300 + ".jsonl"))
+
+
+def test_an_object_is_no_list_of_its_messages(tmp_path):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
+    file = tmp_path / "one.json"
+    for content, expected in ((row, [row]), ({"data": ROWS, "errors": []}, ROWS)):
+        file.write_text(json.dumps(content, indent=1))
+        assert fields(file) == expected
+
+
 def test_a_folder_with_splits_must_be_told_which(tmp_path):
     write(tmp_path / "train-00000.jsonl", [{"n": 1}])
     write(tmp_path / "test.jsonl", [{"n": 2}])

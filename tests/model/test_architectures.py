@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as tf
 
+from prefopt.errors import UserError
 from prefopt.model import attention
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.probe import one_at_a_time, probe, random_examples
 from prefopt.model.quiet import quiet
-from tests.model.conftest import ROWS, TREE, make_model
+from tests.model.conftest import LLAMA, ROWS, TREE, make_model
 from tests.model.test_tree import encoded
 
 LONG = 64
@@ -70,6 +72,53 @@ def test_a_window_that_is_not_honoured_is_off_by_nats_and_the_probe_sees_it(name
         probe(lm, LONG)
     assert lm.way == "rows" and "differ by up to" in lm.why
     assert difference(lm, "tree") > 0.5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_in_bfloat16_a_wrong_mask_is_no_rounding(name, monkeypatch):
+    """The bar follows the model's own rounding, and stays below what a wrong mask does."""
+    honest = attention.Tree.__init__
+    monkeypatch.setattr(attention.Tree, "__init__", lambda self, end: honest(self, torch.full_like(end, len(end))))
+    lm = LanguageModel(make_model(name), dtype=torch.bfloat16)
+    with quiet():
+        probe(lm, LONG)
+    assert lm.way == "rows"
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_a_tree_without_a_gradient_is_not_taken_for_training(name, monkeypatch):
+    """As where a GPU's kernel for the backward pass does not compile; a parameter that nothing reads is no matter."""
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            raise NotImplementedError("no backward pass here")
+
+    model = make_model(name)
+    model.unused = torch.nn.Parameter(torch.zeros(1))
+    lm, honest = LanguageModel(model), attention.tree_attention
+    with quiet():
+        probe(lm, LONG, learns=True)
+        assert lm.way == "tree"
+        monkeypatch.setattr(attention, "tree_attention", lambda *given: Broken.apply(honest(*given)))
+        probe(lm, LONG)
+        assert lm.way == "tree"
+        probe(lm, LONG, learns=True)
+    assert lm.way == "rows" and "no backward pass here" in lm.why
+
+
+def test_positions_that_hang_on_the_longest_text_are_refused():
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+            "original_max_position_embeddings": 32}  # fmt: skip
+    lm = LanguageModel(tf.AutoModelForCausalLM.from_config(tf.Phi3Config(**LLAMA | {"rope_parameters": rope})))
+    with quiet():
+        probe(lm, 32)
+        with pytest.raises(UserError, match=r"more than 32 tokens \(longrope\), and here some have 33: use"):
+            probe(lm, 33)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])

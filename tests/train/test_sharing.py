@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefopt.data import plan
+from prefopt.errors import UserError
 from prefopt.losses import DPO
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.tree import pack, pack_rows
@@ -183,6 +184,14 @@ def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
     assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each) == 12544
     assert defaults.tokens_per_microbatch(gpu, 16 * 67 * 10**8, each) == 1280
     assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each // 4) == 16384
+
+
+def test_a_model_beyond_the_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=85 * 10**9))
+    defaults.must_fit(torch.device("cuda"), 16 * 5 * 10**9)
+    defaults.must_fit(torch.device("cpu"), 16 * 7 * 10**9)
+    with pytest.raises(UserError, match="take 112 GB, and this GPU has 85"):
+        defaults.must_fit(torch.device("cuda"), 16 * 7 * 10**9)
 
 
 def test_on_a_cpu_the_budget_follows_from_the_model():
