@@ -112,9 +112,9 @@ def test_a_tree_without_a_gradient_is_not_taken_for_training(name, monkeypatch):
 
 
 def test_positions_that_hang_on_the_longest_text_are_refused():
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
-            "original_max_position_embeddings": 32}  # fmt: skip
-    lm = LanguageModel(tf.AutoModelForCausalLM.from_config(tf.Phi3Config(**LLAMA | {"rope_parameters": rope})))
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = tf.Phi3Config(**LLAMA, original_max_position_embeddings=32, rope_parameters=rope)
+    lm = LanguageModel(tf.AutoModelForCausalLM.from_config(config))
     with quiet():
         probe(lm, 32)
         with pytest.raises(UserError, match=r"more than 32 tokens \(longrope\), and here some have 33: use"):

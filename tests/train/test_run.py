@@ -466,7 +466,7 @@ def test_architectures(tmp_path, given, architecture, way, tokens):
 def test_rows_and_tree_train_the_same_gpt2(tmp_path, given, monkeypatch):
     model = tiny.model(tmp_path / "model", "gpt2")
     assert tiny.cli("train", model, given.pairs, tmp_path / "tree", learning_rate=1e-4) == 0
-    monkeypatch.setattr(load, "probe", lambda lm, longest: LanguageModel.read_as(lm, "rows"))
+    monkeypatch.setattr(load, "probe", lambda lm, *_: LanguageModel.read_as(lm, "rows"))
     assert tiny.cli("train", model, given.pairs, tmp_path / "rows", learning_rate=1e-4) == 0
     assert [tiny.results(tmp_path / out)["read_as"] for out in ("tree", "rows")] == ["tree", "rows"]
     tree, rows = (tiny.weights(tmp_path / out) for out in ("tree", "rows"))
