@@ -113,12 +113,12 @@ def test_a_tree_without_a_gradient_is_not_taken_for_training(name, monkeypatch):
 
 def test_positions_that_hang_on_the_longest_text_are_refused():
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    config = tf.Phi3Config(**LLAMA, original_max_position_embeddings=32, rope_parameters=rope)
+    config = tf.Phi3Config(**LLAMA, original_max_position_embeddings=64, rope_parameters=rope)
     lm = LanguageModel(tf.AutoModelForCausalLM.from_config(config))
     with quiet():
-        probe(lm, 32)
-        with pytest.raises(UserError, match=r"more than 32 tokens \(longrope\), and here some have 33: use"):
-            probe(lm, 33)
+        probe(lm, 64)
+        with pytest.raises(UserError, match=r"more than 64 tokens \(longrope\), and here some have 65: use"):
+            probe(lm, 65)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
