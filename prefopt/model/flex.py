@@ -49,7 +49,7 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
         full &= at.max(1)[:, None] - at.min(1)[None, :] < window
     ends_there, at_there = (to_device(torch.from_numpy(x), device) for x in (ends, at.reshape(-1)))
 
-    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor, window: int | None = window) -> Tensor:
+    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         visible = (j <= i) & (i < ends_there[j])
         return visible if window is None else visible & (at_there[i] - at_there[j] < window)
 

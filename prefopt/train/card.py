@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+import prefopt
 from prefopt.config import Reward, Training
 from prefopt.terminal import printable
 from prefopt.train.summary import summarize, table_rows
@@ -35,8 +36,8 @@ def write_results(path: Path, config: Training | Mapping[str, Any], results: Map
 
 def versions() -> dict[str, str]:
     """Of what computed the figures."""
-    packages = {name: metadata.version(name) for name in ("prefopt", "torch", "transformers")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {"python": platform.python_version(), "prefopt": prefopt.__version__, **packages}
 
 
 def _finite(value: Any) -> Any:
