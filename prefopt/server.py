@@ -58,7 +58,8 @@ class ServerGenerator:
         try:
             address = urllib.parse.urlsplit(self.url)
             known = address.scheme in ("http", "https") and address.hostname and address.port != 0
-            known = known and self.url.isprintable() and " " not in self.url
+            known = known and self.url.isascii() and self.url.isprintable() and " " not in self.url
+            (address.hostname or "").encode("idna")
         except ValueError:
             known = False
         if not known:
@@ -104,7 +105,9 @@ class ServerGenerator:
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         base = self.url.rstrip("/").removesuffix("/v1")
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
+        if key := os.environ.get("OPENAI_API_KEY", "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise UserError("OPENAI_API_KEY holds what no key has: characters that are not plain ASCII")
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{base}/v1/{path}", json.dumps(body).encode(), headers)
         problem = ""
@@ -120,8 +123,10 @@ class ServerGenerator:
                 problem = f"{error.code} {error.reason}: {said}"
                 if error.code not in BUSY:
                     raise UserError(f"--server {self.url} refuses the request: {problem}") from error
-            except (OSError, HTTPException, json.JSONDecodeError) as error:  # urllib's own errors are OSErrors
+            except (OSError, HTTPException) as error:  # urllib's own errors are OSErrors
                 problem = str(getattr(error, "reason", error))
+            except ValueError as error:
+                raise UserError(f"--server {self.url} answers with something else than JSON: {error}") from error
         raise RunFailed(f"--server {self.url} does not answer after {self.retries + 1} attempts: {problem}")
 
 

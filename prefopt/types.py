@@ -92,7 +92,8 @@ class Encoded:
     ``responses`` n arrays int32 [L_r]: each continues the prompt, its end token included.
     ``scored`` n bool arrays [L_r]: which response tokens count (all, unless several assistant turns
     are trained on and user turns stand between them). ``key`` identifies prompt and responses by
-    content: equal token ids and masks, equal key. ``prompt_key`` does so for the prompt alone.
+    content: equal token ids and masks, equal key. ``prompt_key`` does so for the whole prompt, before
+    anything of it was cut.
 
     >>> import numpy as np
     >>> ids = np.array([5, 6], np.int32)

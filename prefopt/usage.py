@@ -57,7 +57,7 @@ def left(flag_: Flag) -> str:
     '--eval-every INTEGER'
     """
     takes = {float: " NUMBER", int: " INTEGER", Path: " PATH", str: " TEXT", bool: ""}
-    return flag(flag_.key) + takes.get(flag_.kind, " CHOICE" if _choices(flag_) else " VALUE")
+    return flag(flag_.key) + takes.get(flag_.kind, " CHOICE")
 
 
 def right(flag_: Flag) -> str:
@@ -66,7 +66,7 @@ def right(flag_: Flag) -> str:
     >>> right(Flag("optimizer", typing.Literal["adamw", "rmsprop"], "rmsprop is the paper's", "adamw"))
     "rmsprop is the paper's (adamw, rmsprop) [adamw]"
     """
-    choices = _choices(flag_)
+    choices = typing.get_args(flag_.kind)
     silent = flag_.required or flag_.default is False or flag_.default in (None, ())
     said = (
         flag_.help
@@ -75,10 +75,6 @@ def right(flag_: Flag) -> str:
         + ("" if silent else f" [{flag_.default}]")
     )
     return said.strip()
-
-
-def _choices(flag_: Flag) -> tuple[str, ...]:
-    return typing.get_args(flag_.kind) if typing.get_origin(flag_.kind) is typing.Literal else ()
 
 
 def losses() -> list[tuple[str, str]]:
@@ -104,7 +100,8 @@ def options(loss: str) -> list[tuple[str, str]]:
     """
     from prefopt.losses import options_of
 
-    flags = [Flag(key, o.type, o.help, o.default) for key, o in options_of(loss).items()]
+    kinds = (bool, int, float, str)  # another can be set from Python only
+    flags = [Flag(key, o.type, o.help, o.default) for key, o in options_of(loss).items() if o.type in kinds]
     return [(left(flag), right(flag)) for flag in flags] or [("none", "")]
 
 

@@ -317,7 +317,15 @@ def test_a_server_gets_messages_as_messages_and_may_be_away(server, monkeypatch)
         ServerGenerator("http://127.0.0.1:9", "m", retries=2, note=told.append)(["a"])
     assert waited == [1.0, 2.0]
     assert len(told) == 2 and told[0].startswith("--server http://127.0.0.1:9 is asked again, up to 2 times: ")
-    for odd in ("nowhere", "localhost:8000", "http://localhost:80o0", "http://", "ftp://localhost", "http://a host"):
+    for odd in (
+        "nowhere",
+        "localhost:8000",
+        "http://localhost:80o0",
+        "http://",
+        "ftp://localhost",
+        "http://a host",
+        "http://ü",
+    ):
         with pytest.raises(UserError, match="is no address"):
             ServerGenerator(odd, "m")
 
@@ -327,6 +335,15 @@ def test_a_server_that_gives_one_response_is_asked_for_each(server):
     assert said == [["completions 7 0", "completions 8 0", "completions 9 0"]]
     with pytest.raises(UserError, match="without a response"):
         ServerGenerator(server, "m")(["empty"])
+
+
+def test_a_key_that_is_none_is_not_shown(monkeypatch, server):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026secret")
+    with pytest.raises(UserError, match="plain ASCII") as caught:
+        ServerGenerator(server, "m")(["a"])
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\r\n")  # of a file with Windows's line ends
+    assert ServerGenerator(server, "m")(["a"]) == [["completions 0 0"]]
 
 
 def test_a_server_that_breaks_off_is_asked_again(monkeypatch):

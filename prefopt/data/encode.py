@@ -403,7 +403,7 @@ class Encoder:
                 findings.append(Finding(example.source, *unusable.args))
                 continue
             findings += [Finding(example.source, *found, drops=False) for found in item.findings]
-            if bos and item.prompt.startswith(bos if item.plain and len(self.bos) else bos * 2):
+            if bos and example.prompt and item.prompt.startswith(bos if item.plain and len(self.bos) else bos * 2):
                 message = f"the text begins with {self.tokenizer.bos_token!r}, which the tokenizer adds too"
                 findings.append(Finding(example.source, "double-bos", message, drops=False))
             rendered.append(item)

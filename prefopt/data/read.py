@@ -119,8 +119,7 @@ def _named(spec: str) -> list[Path] | None:
 
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(f for f in _below(folder) if _kind(f) and f.name not in BOOKKEEPING and _is_there(f))
-    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    files = sorted(f for f in _below(folder) if _kind(f) and f.name not in BOOKKEEPING)
     if not files:
         raise UserError(f"the folder {folder} holds no data files ({', '.join(READERS)}, or those with .gz)")
     splits = {f: _split_of(f.relative_to(folder)) for f in files}
@@ -133,22 +132,29 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
         raise UserError(
             f"the folder {folder} holds the splits {', '.join(names)}: choose one, as in {folder}:{names[-1]}"
         )
-    return files
+    return [file for file in files if _is_there(file)]
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Every file in it, through links to folders too, each folder once. OSError where one may not be entered."""
+def _below(folder: Path) -> list[Path]:
+    """Every file in it, also behind links, but for what is hidden; one that has several names by that without a link.
 
-    def refuse(error: OSError) -> NoReturn:
-        raise error
+    OSError where a folder may not be entered.
+    """
 
-    seen = set()
-    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(where, name) for name in names)
+    def visit(at: Path, above: frozenset[str]) -> Iterator[Path]:
+        if (real := os.path.realpath(at)) in above:  # a link to a folder that it stands in
+            return
+        for entry in sorted(os.scandir(at), key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                yield from visit(at / entry.name, above | {real}) if entry.is_dir() else [at / entry.name]
+
+    def linked(file: Path) -> bool:
+        return os.path.realpath(file) != os.path.join(os.path.realpath(folder), file.relative_to(folder))
+
+    found: dict[str, Path] = {}
+    for file in sorted(visit(folder, frozenset()), key=lambda file: (linked(file), file)):
+        found.setdefault(os.path.realpath(file), file)
+    return list(found.values())
 
 
 def _is_there(file: Path) -> bool:
@@ -301,7 +307,7 @@ def _json_object(stream: IO[bytes], name: str) -> Iterator[Row]:
     value = text.value()
     text.expect_end()
     lists = [v for v in value.values() if isinstance(v, list) and v and all(map(_is_row, v))]
-    if len(lists) != 1:
+    if len(lists) != 1 or "prompt" in value:
         yield Row(value, f"{name}:1")
         return
     for number, fields in enumerate(lists[0], 1):
@@ -309,9 +315,8 @@ def _json_object(stream: IO[bytes], name: str) -> Iterator[Row]:
 
 
 def _is_row(item: Any) -> bool:
-    """Of a list, whether it may be a row and not a message."""
-    message = {"role", "content", "from", "value", "name"}
-    return isinstance(item, dict) and not (len(item) > 1 and item.keys() <= message)
+    """Of a list in an object, whether it may be a row, and not a message."""
+    return isinstance(item, dict) and not any(item.keys() >= turn for turn in ({"role", "content"}, {"from", "value"}))
 
 
 def _json_array(stream: IO[bytes], name: str) -> Iterator[Row]:

@@ -260,9 +260,12 @@ def _template(tokenizer: Any) -> Callable[..., str]:
     """
     public = partial(tokenizer.apply_chat_template, tokenize=False)
     compiled = getattr(chat_template_utils, "_compile_jinja_template", None)
-    if compiled is None or not isinstance(tokenizer.chat_template, str):
+    if compiled is None or tokenizer.chat_template is None:
         return public
-    template = compiled(tokenizer.chat_template)
+    try:
+        template = compiled(tokenizer.get_chat_template())  # of several, its default
+    except ValueError:  # there is none
+        return public
     fixed = {**template.globals, **tokenizer.special_tokens_map, "tools": None, "documents": None}
     fixed["strftime_now"] = DAY.strftime  # else the ids, and with them which prompts are held out, hang on today
 

@@ -90,8 +90,13 @@ def draw(lm: LanguageModel, encoder: Encoder, prompts: Sequence[np.ndarray], sam
     return [_example(prompt, responses) for prompt, responses in zip(prompts, answers, strict=True)]
 
 
+def prompt_key(prompt: np.ndarray) -> str:
+    """Of a prompt as it is read, cut or not."""
+    return xxhash.xxh3_128_hexdigest(prompt.tobytes())
+
+
 def _example(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> Encoded:
-    key = xxhash.xxh3_128_hexdigest(prompt.tobytes())
+    key = prompt_key(prompt)
     masks = tuple(np.ones(len(response), bool) for response in responses)
     return Encoded(prompt, tuple(responses), masks, (None,) * len(responses), "sample", key, key)
 

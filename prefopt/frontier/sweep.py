@@ -36,7 +36,7 @@ from prefopt.data.encode import Encoder
 from prefopt.data.mix import open_source
 from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.frontier import show
-from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, measure
+from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, measure, prompt_key
 from prefopt.generate import Prompt
 from prefopt.model.load import load_config, positions
 from prefopt.rl.rewards import Reward, identity, load_reward
@@ -409,13 +409,14 @@ def _reference(job: Job) -> str:
 
 
 def _texts(asked: Sequence[Encoded], encoder: Encoder, config: settings.Training) -> dict[str, Prompt]:
-    """What was written where these prompts come from, by their keys; a template has made more of it for the models."""
+    """What was written where these prompts come from, by `prompt_key`: a template has made more of it."""
     units = {unit.source: unit for unit in asked}
     sources = [open_source(spec, config.format) for spec in (*config.data, *config.eval_data)]
     found = (item for source in sources for item in source if item.source in units)
     examples = [item for item in found if isinstance(item, Example)]
-    read = _answered([units[e.source].prompt for e in examples], [e.prompt for e in examples], encoder)
-    return {units[e.source].prompt_key: prompt for e, prompt in zip(examples, read, strict=True)}
+    ids = [units[e.source].prompt for e in examples]
+    read = _answered(ids, [e.prompt for e in examples], encoder)
+    return {prompt_key(key): prompt for key, prompt in zip(ids, read, strict=True)}
 
 
 def _answered(ids: Sequence[np.ndarray], prompts: Sequence[Prompt], encoder: Encoder) -> Iterator[Prompt]:

@@ -90,10 +90,11 @@ def load(file: Path, name: str, flag: str = "--loss") -> Any:
     sys.modules[module_name] = module  # dataclasses and inspect look a class's module up there
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        at = error.lineno if isinstance(error, SyntaxError) and error.filename == path else None
+        line = at or (lines[-1] if lines else None)
         raise UserError(f"{file}:{line or 1}: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module_name]

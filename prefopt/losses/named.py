@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args
 
 from prefopt.errors import UserError
 from prefopt.losses.base import Loss
@@ -140,10 +141,21 @@ def _options(definition: Any) -> dict[str, Option]:
             if field.init:
                 made = field.default_factory
                 default = field.default if made is dataclasses.MISSING else made()
-                options[field.name] = Option(TYPES.get(field.type, field.type), default, helps.get(field.name, ""))
+                options[field.name] = Option(_kind(field.type), default, helps.get(field.name, ""))
     if _takes_nll_weight(definition):
         options["nll_weight"] = Option(float, 0.0, "weight of imitating the chosen response beside the loss")
     return options
+
+
+def _kind(annotation: Any) -> Any:
+    """
+    >>> _kind("float"), _kind("str | None"), _kind(int | None), _kind("list[float]")
+    (<class 'float'>, <class 'str'>, <class 'int'>, 'list[float]')
+    """
+    if isinstance(annotation, str):  # as most are
+        return TYPES.get(annotation.removesuffix("| None").strip(), annotation)
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0] if isinstance(annotation, UnionType) and len(kinds) == 1 else annotation
 
 
 def _convert(name: str, value: object, to: type) -> Any:

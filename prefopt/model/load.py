@@ -41,8 +41,19 @@ def load_config(name: str) -> Any:
 
 
 def positions(config: Any) -> int | None:
-    """The most tokens that a model of this configuration takes; None where it has no end."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """The most tokens that a model of this configuration takes; None where it has no end.
+
+    With longrope (Phi-3) only as many as it was first trained for: beside a longer text, all others in its batch would
+    be read otherwise.
+    """
+    config, first = config.get_text_config(), "original_max_position_embeddings"
+    given = getattr(config, "rope_parameters", None) or {}
+    ropes = [
+        rope for rope in (given, *given.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+    ]
+    limits = [getattr(config, "max_position_embeddings", None)]
+    limits += [rope.get(first) or getattr(config, first, None) for rope in ropes]
+    return min((limit for limit in limits if limit), default=None)
 
 
 @flushed_to_zero()  # here, since torch's worker threads begin with this

@@ -17,7 +17,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2, torc
 """Largest difference of one token's log-prob, nats. A wrong mask is off by more than this in any trained
 model; in bfloat16 the layouts differ by rounding, so the bar is that of rounding."""
 MOST = 0.5
-"""nats: the bar where a model's own rounding is large, twice which it is"""
+"""nats: the bar of a tree where a model's own rounding is large, twice which it is"""
 
 
 def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
@@ -26,14 +26,13 @@ def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
     ``longest``: tokens of the longest sequence that will be read. A sliding window shows only in texts
     longer than it, so where such texts will come, the probe is as long. ``learns``: a tree must have a gradient, too.
     """
-    _same_positions(lm, longest)
     examples = random_examples(lm, longest)
     read = [*examples, examples[0]]
     truth = one_at_a_time(lm, read)
     if not truth.isfinite().all():
         name = lm.bare.name_or_path or type(lm.bare).__name__
         raise UserError(f"{name}: its log-probs are not finite: its weights are damaged, or too large for {lm.dtype}")
-    tolerance = max(TOLERANCE[lm.dtype], min(MOST, 2 * rounding(lm, read, truth)))
+    own = 2 * rounding(lm, read, truth)
     why = ""
     ways: tuple[Way, ...] = ("tree", "rows", "logits")
     for way in ways:
@@ -47,24 +46,11 @@ def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
             said = str(error).splitlines()[0][:120] if str(error) else ""
             problem = f"its own code stops with {type(error).__name__}: {said}"
         else:
-            if off <= tolerance:
+            if off <= max(TOLERANCE[lm.dtype], min(MOST, own) if way == "tree" else own):
                 return
             problem = f"log-probs differ by up to {off:.2g} nats from one sequence at a time"
         why = why or f"{type(lm.bare).__name__} is read one sequence per row: as a token tree, {problem}"
-    raise AssertionError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
-
-
-def _same_positions(lm: LanguageModel, longest: int) -> None:
-    """UserError where a text is read otherwise beside one that is longer than the model was first trained for."""
-    config, key = lm.bare.config.get_text_config(), "original_max_position_embeddings"
-    given = getattr(config, "rope_parameters", None) or {}
-    for rope in (given, *(value for value in given.values() if isinstance(value, dict))):
-        first = rope.get(key) or getattr(config, key, None)
-        if rope.get("rope_type") in ("longrope", "dynamic") and first and longest > first:
-            raise UserError(
-                f"{lm.bare.name_or_path or type(lm.bare).__name__} reads a text otherwise where one beside it has more "
-                f"than {first} tokens ({rope['rope_type']}), and here some have {longest}: use --max-length {first}"
-            )
+    raise UserError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
 
 
 def rounding(lm: LanguageModel, examples: list[Encoded], narrow: torch.Tensor) -> float:

@@ -87,6 +87,6 @@ def encode(encoder: Encoder, examples: Sequence[Example], answer: int) -> list[t
         draft = Draft(i, ids, [ids[:0]], [])
         fitted = fit(draft, room, encoder.overlong, encoder.head(draft)).draft
         if fitted is not None:
-            key = xxhash.xxh3_128_hexdigest(fitted.prompt.tobytes())
+            key = xxhash.xxh3_128_hexdigest(ids.tobytes())  # of all of it, as in other runs
             found.append((Encoded(fitted.prompt, (), (), (), examples[i].source, key, key), examples[i]))
     return found

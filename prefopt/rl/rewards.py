@@ -13,7 +13,7 @@ import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ import torch
 import xxhash
 from transformers import AutoModelForSequenceClassification
 
-from prefopt.data.encode import Encoder, fit
+from prefopt.data.encode import Draft, Encoder, fit
 from prefopt.errors import UserError
 from prefopt.generate import Prompt
 from prefopt.losses.custom import load
@@ -153,7 +153,7 @@ def encode(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
     """
     examples = [_example(prompt, response, i) for i, (prompt, response) in enumerate(pairs)]
     made = []
-    for draft in encoder.drafts(examples):
+    for draft in _drafts(encoder, examples):
         fitted = fit(draft, encoder.max_length, "cut-prompt", encoder.head(draft)).draft
         if fitted is None:
             raise UserError(f"{examples[draft.index].source} alone is longer than {encoder.max_length} tokens")
@@ -163,6 +163,16 @@ def encode(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
             )
         )
     return made
+
+
+def _drafts(encoder: Encoder, examples: list[Example]) -> list[Draft]:
+    """Each as if it were alone: whether its text was rendered by a template is told from nothing but itself."""
+    rendered = [encoder.survey([example]).templated for example in examples]
+    drafts: dict[int, Draft] = {}
+    for kind in set(rendered):
+        at = [i for i, one in enumerate(rendered) if one == kind]
+        drafts |= zip(at, encoder.drafts([examples[i] for i in at]), strict=True)
+    return [replace(drafts[i], index=i) for i in range(len(examples))]
 
 
 def _example(prompt: Prompt, response: str, i: int) -> Example:

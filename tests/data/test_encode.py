@@ -365,7 +365,9 @@ def test_rendered_text_without_bos_gets_it_from_the_tokenizer():
 def test_rendered_text_without_a_prompt_has_one_bos_and_does_not_learn_it():
     tokenizer = byte_level(CHATML, bos=True)
     row = Example("", (Response("<s><|im_start|>user\nHello<|im_end|>\n"),), "f.jsonl:1")
-    (encoded,) = Encoder(tokenizer).encode([row]).examples
+    data = Encoder(tokenizer).encode([row])
+    (encoded,) = data.examples
+    assert not data.findings
     assert encoded.prompt.tolist() == [tokenizer.bos_token_id]
     assert tokenizer.decode(encoded.responses[0]).startswith("<|im_start|>user")
 
@@ -381,11 +383,13 @@ def test_some_prompts_are_read_as_all_of_them_are():
     assert any("1 of 2 prompts begin with a control token, so it stays text" in note for note in data.notes)
 
 
-def test_a_templates_date_is_not_todays(monkeypatch):
+def test_a_templates_date_is_not_todays():
     template = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    tokenizer = byte_level(template)
-    (encoded,) = Encoder(tokenizer).encode([chat(user("Hi"))]).examples
-    assert tokenizer.decode(encoded.prompt).startswith("26 Jul 2024")
+    for several in (template, {"default": template, "tool_use": CHATML}):
+        tokenizer = byte_level()
+        tokenizer.chat_template = several
+        (encoded,) = Encoder(tokenizer).encode([chat(user("Hi"))]).examples
+        assert tokenizer.decode(encoded.prompt).startswith("26 Jul 2024")
 
 
 # ---------------------------------------------------------------- too long

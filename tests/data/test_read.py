@@ -204,9 +204,30 @@ def test_links_to_folders_are_followed_once_and_one_that_leads_nowhere_is_told_o
     assert fields(tmp_path / "data") == ROWS
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fields("~/data") == ROWS
+    (tmp_path / "far" / ".#a.jsonl").symlink_to("somebody@somewhere")  # an editor's lock
+    assert fields(tmp_path / "data") == ROWS
     (tmp_path / "far" / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
     for spec in (tmp_path / "data", tmp_path / "far" / "*.jsonl"):
         assert "gone.jsonl, which is not there" in message(spec)
+
+
+@pytest.mark.parametrize("name", ["latest", "a", "zz"])
+def test_a_link_to_a_split_does_not_hide_it(tmp_path, name):
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        write(tmp_path / "data" / split / "p.jsonl", ROWS if split == "train" else ROWS[:1])
+    (tmp_path / "data" / name).symlink_to("train")
+    assert "holds the splits test, train: choose one" in message(tmp_path / "data")
+    assert fields(f"{tmp_path}/data:train") == ROWS
+    (tmp_path / "data" / "test" / "q.jsonl").symlink_to("gone")
+    assert fields(f"{tmp_path}/data:train") == ROWS  # of no matter there
+
+
+def test_a_folder_may_be_a_link_into_what_is_hidden(tmp_path):
+    (tmp_path / "data" / ".versions" / "v1").mkdir(parents=True)
+    write(tmp_path / "data" / ".versions" / "v1" / "p.jsonl", ROWS)
+    (tmp_path / "data" / "current").symlink_to(".versions/v1")
+    assert fields(tmp_path / "data") == ROWS
 
 
 def test_a_name_that_the_system_refuses_is_one_sentence(tmp_path):
@@ -216,7 +237,11 @@ def test_a_name_that_the_system_refuses_is_one_sentence(tmp_path):
 def test_an_object_is_no_list_of_its_messages(tmp_path):
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
     file = tmp_path / "one.json"
-    for content, expected in ((row, [row]), ({"data": ROWS, "errors": []}, ROWS)):
+    weighted = {"messages": [message | {"weight": 1} for message in row["messages"]]}
+    ranked = {"prompt": "q", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 0}]}
+    for content, expected in (
+        (row, [row]), (weighted, [weighted]), (ranked, [ranked]), ({"data": ROWS, "errors": []}, ROWS)
+    ):  # fmt: skip
         file.write_text(json.dumps(content, indent=1))
         assert fields(file) == expected
 

@@ -288,6 +288,18 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
     assert "--batch-size is 8 and was 4 when this run began" in capsys.readouterr().err
 
 
+def test_prompts_that_are_cut_are_rewarded_too(given, tmp_path, reward):
+    """The reward reads all of a prompt of which the policy reads the end."""
+    rows = [
+        {"prompt": f"{'the cat sat ' * 8}{i}?", "chosen": " thanks", "rejected": " no " * (i + 1)} for i in range(8)
+    ]
+    data = tiny.write(tmp_path / "long.jsonl", rows)
+    options = SAMPLED | dict(reward=reward, max_length=40, overlong="cut-prompt")
+    words = [*tiny.words("sweep", given.model, data, tmp_path / "s", **options), "--grid", "beta=1"]
+    assert main(words) == 0
+    assert results(tmp_path / "s")["runs"][0]["estimate"]["reward"]
+
+
 def test_a_dry_run_writes_nothing(given, tmp_path, capsys):
     assert main([*swept(tmp_path / "s", given, "beta=0.1,1"), "--dry-run"]) == 0
     said = capsys.readouterr().out

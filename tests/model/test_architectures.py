@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers as tf
 
-from prefopt.errors import UserError
 from prefopt.model import attention
 from prefopt.model.language_model import LanguageModel
+from prefopt.model.load import positions
 from prefopt.model.probe import one_at_a_time, probe, random_examples
 from prefopt.model.quiet import quiet
 from tests.model.conftest import LLAMA, ROWS, TREE, make_model
@@ -85,6 +85,16 @@ def test_in_bfloat16_a_wrong_mask_is_no_rounding(name, monkeypatch):
     assert lm.way == "rows"
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_rounds_a_lot_is_read_in_rows_and_not_refused(name):
+    model = make_model(name)
+    with torch.no_grad():
+        (model.model.norm if name == "llama" else model.transformer.ln_f).weight.mul_(100)
+    lm = LanguageModel(model, dtype=torch.bfloat16)
+    with quiet():
+        probe(lm, LONG)
+
+
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_a_tree_without_a_gradient_is_not_taken_for_training(name, monkeypatch):
     """As where a GPU's kernel for the backward pass does not compile; a parameter that nothing reads is no matter."""
@@ -111,14 +121,17 @@ def test_a_tree_without_a_gradient_is_not_taken_for_training(name, monkeypatch):
     assert lm.way == "rows" and "no backward pass here" in lm.why
 
 
-def test_positions_that_hang_on_the_longest_text_are_refused():
+def test_positions_that_hang_on_the_longest_text_are_not_gone_into():
+    """What longrope reads beside a text that is longer than its first length is another model's."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     config = tf.Phi3Config(**LLAMA, original_max_position_embeddings=64, rope_parameters=rope)
-    lm = LanguageModel(tf.AutoModelForCausalLM.from_config(config))
-    with quiet():
-        probe(lm, 64)
-        with pytest.raises(UserError, match=r"more than 64 tokens \(longrope\), and here some have 65: use"):
-            probe(lm, 65)
+    assert positions(config) == 64 and positions(tf.LlamaConfig(**LLAMA)) == 128
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    short, long = (torch.arange(3, 3 + n)[None] for n in (5, 70))
+    alone = model(short).logits[0]
+    rows = torch.cat([torch.nn.functional.pad(short, (0, 65)), long])
+    assert float((model(rows).logits[0, :5] - alone).abs().max()) > 1e-3
+    assert float((model(rows[:, :64]).logits[0, :5] - alone).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])

@@ -83,6 +83,16 @@ def test_an_answer_to_messages_is_a_message_of_its_own(classifier):
     assert chat == pytest.approx(text)
 
 
+def test_what_is_read_of_a_pair_does_not_hang_on_the_others(models):
+    encoder = Encoder(load_tokenizer(models[0]))
+    rendered, plain = (encoder.tokenizer.eos_token + "the cat", " a"), ("the dog", " b")
+    together = encode(encoder, [plain, rendered, plain])
+    for pair, found in zip([plain, rendered, plain], together, strict=True):
+        (alone,) = encode(encoder, [pair])
+        assert found.prompt.tolist() == alone.prompt.tolist()
+        assert found.responses[0].tolist() == alone.responses[0].tolist()
+
+
 def test_the_implicit_reward_is_the_scaled_log_ratio(models):
     policy, reference = models
     examples = encode(Encoder(load_tokenizer(policy)), PAIRS)
