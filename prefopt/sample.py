@@ -36,6 +36,7 @@ from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
 from prefopt.signals import resumable
 from prefopt.terminal import counted
+from prefopt.train.alone import alone_with
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.types import Example, Finding
@@ -51,12 +52,13 @@ Draw = Callable[[Sequence[Prompt], int, int], list[list[Sampled]]]
 
 def run(config: Sample) -> int:
     """Writes ``config.out`` and returns exit code 0. UserError, RunFailed as everywhere; what is written stays."""
-    with Display(0, "sample") as display:
+    with Display(0, "sample") as display, alone_with(config.out):
         asked = prompts(config.data, config.format, display.note)
         if config.model:
             asked = _with_room(config, asked, display.note)
+        draw = _server(config, display.note) if config.server else None
         begun = _begun(config, asked)
-        draw = _server(config, display.note) if config.server else _model(config, asked)
+        draw = draw or _model(config, asked, display.note)
         reward = load_reward(config.reward, config.dtype, config.device) if config.reward else None
         size = max(1, GROUP * config.batch_size // (config.n * (config.best_of or 1)))
         done = size * (begun // (size * config.n)) if begun < len(asked) * config.n else len(asked)
@@ -125,6 +127,13 @@ def _with_room(config: Sample, asked: list[Example], note: Callable[[str], None]
     return kept
 
 
+def tell_of_text(encoder: Encoder, asked: Sequence[Example], note: Callable[[str], object]) -> None:
+    """That text is read as it is, where the tokenizer has a template that messages would go through."""
+    count = sum(not example.is_chat for example in asked)
+    if count and not encoder.bare:
+        note(f"{counted(count, 'prompt')} of text, read as written: only messages go through the model's chat template")
+
+
 def _examples(spec: str, format: str | None) -> Iterator[Example | Finding]:
     rows = read_rows(spec)
     first = next(rows, None)
@@ -168,9 +177,10 @@ def _as_json(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt]
 
 
-def _model(config: Sample, asked: Sequence[Example]) -> Draw:
+def _model(config: Sample, asked: Sequence[Example], note: Callable[[str], object]) -> Draw:
     assert config.model is not None
     encoder = Encoder(load_tokenizer(config.model))
+    tell_of_text(encoder, asked, note)
     if config.reference:
         check_reference(config.reference, config.model, encoder.tokenizer)
     lm = load_model(config.model, config.dtype, config.device)

@@ -28,6 +28,7 @@ from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.sample import prompts
 from prefopt.server import ServerGenerator
+from prefopt.train.alone import alone_with
 from prefopt.types import Message
 from tests.train import tiny
 
@@ -195,6 +196,28 @@ def test_a_file_that_was_renamed_and_grew_is_continued(given, tmp_path):
     assert sample(more, whole, model=model, batch_size=1) == 0
     mine, theirs = ([{**row, "source": ""} for row in rows(file)] for file in (out, whole))
     assert mine == theirs and len(mine) == 9
+
+
+def test_one_process_writes_a_file(given, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    with alone_with(out):
+        assert sample(given[2], out, model=given[0]) == 2
+    assert "another process is writing it" in capsys.readouterr().err
+    assert not out.exists()
+    assert sample(given[2], out, server="nowhere", server_model="m") == 2
+    assert list(tmp_path.glob("out*")) == []  # nothing was begun
+    assert sample(given[2], out, model=given[0]) == 0
+    with alone_with(out):
+        assert sample(given[2], out, model=given[0], resume=True) == 2
+    assert len(rows(out)) == len(PROMPTS)
+
+
+def test_text_is_read_as_written_and_that_is_said(given, tmp_path, capsys):
+    assert sample(given[2], tmp_path / "text.jsonl", model=given[0]) == 0
+    assert "6 prompts of text, read as written: only messages go through" in capsys.readouterr().err
+    chat = tiny.write(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "no"}]}])
+    assert sample(chat, tmp_path / "chat-out.jsonl", model=given[0]) == 0
+    assert "read as written" not in capsys.readouterr().err
 
 
 def test_a_file_without_a_row_is_not_begun(given, tmp_path):

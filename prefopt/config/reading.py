@@ -64,6 +64,9 @@ def build(cls: type[C], settings: Mapping[str, Setting], needed_by: str) -> C:
     others = [key for key in settings if key not in fields]
     losses = _losses(values, str(fields["loss"].default)) if "loss" in fields and others else []
     known = {key: option for loss in losses for key, option in _loss_options(loss).items()}
+    named = values.get("loss")
+    if isinstance(named, str) and ".py:" in named and (taken := fields.keys() & _loss_options(named).keys()):
+        raise UserError(f"{named} has a field {min(taken)}, which is a setting of the run: give it another name")
     for key in others:
         if key not in known:
             raise UserError(unknown(key, settings[key], [*fields, *known], losses))
@@ -184,7 +187,9 @@ def _typed(key: str, setting: Setting, hint: Any) -> Any:
     try:
         return _conform(setting.value if setting.where else _read_text(setting.value, hint), hint)
     except TypeError as expected:
-        raise UserError(setting.says(key, f"must be {expected}, not {setting.value!r}")) from None
+        value = setting.value if isinstance(setting.value, str) else "null" if setting.value is None else setting.value
+        shown = repr(value) if isinstance(setting.value, str) else _said(value)
+        raise UserError(setting.says(key, f"must be {expected}, not {shown}")) from None
 
 
 def _read_text(text: Any, hint: Any) -> Any:

@@ -435,6 +435,7 @@ class Encoder:
             message = f"{draft.length} tokens with the longest response, more than {self.max_length}: {done}"
             report("overlong", message, drops=fitted.draft is None)
             data.counts["end tokens lost"] += fitted.ends_lost
+            data.counts["too long"] += fitted.draft is None
         if fitted.draft is None:
             return None
         draft = fitted.draft

@@ -113,8 +113,9 @@ def _named(spec: str) -> list[Path] | None:
     if path.exists() or spec == "-":
         raise UserError(f"{spec} is no file but a stream, and data are read more than once: save them as a file")
     if _kind(path) or not hub.NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
-        on_hub = "" if "/" in spec or _kind(path) else ", and a data set on the hub is called owner/name"
-        raise UserError(f"there is no file {spec}{_nearest(path)}{on_hub}")
+        near = _nearest(path)
+        on_hub = "" if near or "/" in spec or _kind(path) else ", and a data set on the hub is called owner/name"
+        raise UserError(f"there is no file {spec}{near}{on_hub}")
     return None
 
 

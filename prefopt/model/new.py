@@ -7,6 +7,7 @@ puts a start token before it; its chat template is the plain one that HH transcr
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,7 +45,9 @@ def run(config: NewModel) -> None:
         tokenizer.save_pretrained(config.out)
         readable(config.out)
     except (OSError, SafetensorError) as error:
-        raise RunFailed(f"--out {config.out}: cannot be written ({error})") from error
+        shutil.rmtree(config.out, ignore_errors=True)  # it was empty, or not there
+        why = getattr(error, "strerror", None) or error
+        raise RunFailed(f"--out {config.out}: cannot be written ({why})") from error
     _print(config, tokenizer, shape, model)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefopt.config import Report
 from prefopt.errors import RunFailed, UserError
+from prefopt.whole import whole
 
 
 def run(config: Report) -> int:
@@ -30,4 +31,5 @@ def write(folders: Sequence[Path], out: Path) -> None:
 
     text = page(read_runs(folders))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with whole(out, errors="backslashreplace") as file:
+        file.write(text)

@@ -107,7 +107,8 @@ def _draw(axes: Axes, curve: Curve) -> None:
     if curve.how == "steps":
         if len(y) > 20:
             axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-        axes.plot(x, smooth(y), color=colour)
+        alone = np.isfinite(y).sum() == 1  # a line of one point would not be seen
+        axes.plot(x, smooth(y), color=colour, marker="o" if alone else None, markersize=3.2)
     elif curve.how == "dashes":
         axes.plot(x, y, color=colour, dashes=(3, 2))
     else:

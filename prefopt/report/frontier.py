@@ -140,10 +140,11 @@ def _percent(point: Mapping[str, Any], share: str) -> str:
 
 
 def _figure(point: Mapping[str, Any], axis: str) -> str:
-    """
+    r"""
     >>> _figure({"kl": 0.4, "kl_interval": (0.3, 0.5)}, "kl"), _figure({"kl": 0.4, "kl_sd": 0.1}, "kl")
-    ('0.400 (0.300–0.500)', '0.400 ± 0.100')
+    ('0.400 (0.300–\u20600.500)', '0.400 ± 0.100')
     """
     interval, sd = point.get(f"{axis}_interval"), point.get(f"{axis}_sd")
-    spread = f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "" if sd is None else f" ± {float(sd):.3f}"
+    to = "–\N{WORD JOINER}"  # no line breaks there
+    spread = f" ({interval[0]:.3f}{to}{interval[1]:.3f})" if interval else "" if sd is None else f" ± {float(sd):.3f}"
     return f"{point[axis]:.3f}{spread}"

@@ -16,7 +16,7 @@ from prefopt.data import plan
 from prefopt.data.encode import Draft, Encoder, fit
 from prefopt.errors import UserError
 from prefopt.generate import Prompt
-from prefopt.sample import prompts
+from prefopt.sample import prompts, tell_of_text
 from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.prepare import TRAINED_ON_TOO, Prepared, trained_on_too
@@ -49,6 +49,7 @@ def prepare(config: PPO, tokenizer: Any, unit: str, max_length: int | None, disp
 
     def asked(specs: Sequence[str]) -> list[Encoded]:
         examples = prompts(specs, config.format, left_out)
+        tell_of_text(encoder, examples, display.note)
         found = encode(encoder, examples, config.max_new_tokens)
         texts.update((encoded.prompt_key, example.prompt) for encoded, example in found)
         if len(found) < len(examples):

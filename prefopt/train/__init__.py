@@ -22,13 +22,17 @@ def train(
     """Tune ``model`` on preferences and write the run to ``out``; returns what ``results.json`` holds.
 
     ``loss``: a name, a loss object, or a class, instance or function of your own. ``settings`` are the fields
-    of `prefopt.config.Train`, such as ``eval_fraction=0.1``. UserError, RunFailed and Stopped say it in one sentence.
+    of `prefopt.config.Train`, such as ``eval_fraction=0.1``, and options of the loss, such as ``beta=0.3``.
+    UserError, RunFailed and Stopped say it in one sentence.
     """
     from prefopt import config, losses
     from prefopt.train.run import run
 
     spec, options = losses.spec_of(loss)
-    given = {"loss": spec, "loss_options": options | (settings.pop("loss_options", None) or {})}
+    options |= settings.pop("loss_options", None) or {}
+    fields = config.Train.__dataclass_fields__
+    options |= {key: settings.pop(key) for key in [*settings] if key not in fields}  # beta=0.3, as --beta 0.3
+    given = {"loss": spec, "loss_options": options}
     resolved = _config(config.Train, model=model, data=data, out=out, **given, **settings)
     return run(resolved, losses.make_loss(resolved.loss, resolved.loss_options))
 

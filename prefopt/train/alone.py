@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefopt.errors import UserError
@@ -23,9 +23,35 @@ def alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY) if fcntl else None
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from error
+    with _locked(folder, "training into it; choose another folder"):
+        yield
+
+
+@contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """The same of a file. One that stays empty is gone again afterwards."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be written ({error.strerror})") from error
+    try:
+        with _locked(file, "writing it; wait for it, or choose another file"):
+            yield
+    finally:
+        with suppress(OSError):
+            if not file.stat().st_size:
+                file.unlink()
+
+
+@contextmanager
+def _locked(path: Path, doing: str) -> Iterator[None]:
+    try:
+        handle = os.open(path, os.O_RDONLY) if fcntl else None
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from error
     if handle is None:
         yield
         return
@@ -33,7 +59,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--out {folder}: another process is training into it; choose another folder") from None
+            raise UserError(f"--out {path}: another process is {doing}") from None
         except OSError:
             pass  # a file system without locks
         yield

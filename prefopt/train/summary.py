@@ -104,7 +104,7 @@ def summarize(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) 
         skipped=int(results.get("skipped_steps", 0)),
         held_out_seen=int(results.get("held_out_seen", 0)),
         held_out_trained_on=int(results.get("data", {}).get("held out and trained on", 0)),
-        overlong=results.get("data", {}).get("overlong", 0) / max(1, results.get("data", {}).get("given", 0)),
+        overlong=results.get("data", {}).get("too long", 0) / max(1, results.get("data", {}).get("given", 0)),
         unit=results.get("unit", "pair"),
         loss=str(results.get("loss", "")),
     )
@@ -216,7 +216,7 @@ def many_overlong(run: Run) -> str | None:
     if run.overlong > MANY_DROPPED:
         return (
             f"{100 * run.overlong:.0f} % of the examples were left out, being longer than --max-length; raise it where "
-            "the model takes more, or let --overlong cut-prompt or cut-response shorten them."
+            "the model takes more, or let another --overlong shorten them."
         )
     return None
 
@@ -248,6 +248,14 @@ def loss_rose(run: Run) -> str | None:
     before, after = run.training_before.get("loss"), run.training.get("loss")
     if before is not None and after is not None and after - before > OVERFIT_RISE * abs(before) and not _sampled(run):
         return f"Training loss rose: {before:.4f} → {after:.4f} on what was trained on; lower --learning-rate."
+    return None
+
+
+def reward_fell(run: Run) -> str | None:
+    name, before, after = run.judged
+    was, now = before.get("reward"), after.get("reward")
+    if was is not None and now is not None and was - now > OVERFIT_RISE * abs(was):
+        return f"The reward fell: {was:.3f} → {now:.3f} on {name} prompts; lower --learning-rate, or train longer."
     return None
 
 
@@ -352,6 +360,7 @@ def interval_wide(run: Run) -> str | None:
 WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     not_numbers,
     loss_rose,
+    reward_fell,
     steps_skipped,
     nothing_learned,
     preference_reversed,

@@ -272,7 +272,7 @@ def test_the_frontier_is_drawn_with_its_table(tmp_path):
         tmp_path, made.run(tmp_path / "run", frontier={"curve": [[0, 0], [1, 0.6], [4, 2.2]], "points": points})
     )
     assert "Reward against KL" in found.text
-    assert "0.400 (0.300–0.500)" in found.text and "97.5\N{NO-BREAK SPACE}%" in found.text
+    assert "0.400 (0.300–\u20600.500)" in found.text and "97.5\N{NO-BREAK SPACE}%" in found.text
 
 
 def test_values_that_are_no_numbers_are_left_out_of_the_figures(tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefopt import train as api
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
+from prefopt.errors import UserError
 from prefopt.losses import DPO, LOSSES, make_loss
 from prefopt.model import language_model, load, scoring
 from prefopt.model.fingerprint import model_fingerprint
@@ -343,6 +344,10 @@ def test_from_python(given, tmp_path, capsys):
         assert returned.items() <= tiny.results(out).items()
         got[name] = returned["method"]
         assert tiny.same(tiny.weights(out), tiny.weights(tmp_path / "name"))
+    by_option = api.train(model=given.model, data=given.pairs, beta=0.3, out=tmp_path / "option", **settings)
+    assert by_option["loss"] == "DPO(beta=0.3, label_smoothing=0.0)"
+    with pytest.raises(UserError, match="dpo has no option betta; did you mean beta"):
+        api.train(model=given.model, data=given.pairs, betta=0.3, out=tmp_path / "typo", **settings)
     assert got == {"name": "dpo", "object": "dpo", "class": "Mine", "instance": "Mine", "function": "mine"}
 
 
@@ -364,6 +369,15 @@ def test_a_loss_of_ones_own_is_known_again_by_another_process(given, tmp_path):
         api.train(loss=fresh(kind), **settings)
         assert " at 0x" not in tiny.results(tmp_path / kind)["loss"]
         assert api.train(loss=fresh(kind), resume=True, **settings)["steps"] == 4
+
+
+def test_an_option_may_not_have_the_name_of_a_setting(given, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom prefopt.losses import DPO\n"
+        "@dataclass(frozen=True)\nclass Mine(DPO):\n    epochs: int = 7\n"
+    )
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", loss=f"{tmp_path}/mine.py:Mine") == 2
+    assert "mine.py:Mine has a field epochs, which is a setting of the run" in capsys.readouterr().err
 
 
 def test_an_option_that_only_python_can_say(given, tmp_path):

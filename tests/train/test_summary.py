@@ -221,6 +221,13 @@ def test_only_what_the_loss_takes_is_advised(loss, unit, advice):
     assert any(advice in text for text in summarize([], results).warnings)
 
 
+@pytest.mark.parametrize(("after", "warned"), [(-0.408, True), (-0.31, False), (0.2, False)])
+def test_a_reward_that_fell(after, warned):
+    splits = {"before": {"reward": -0.305, "kl": 0.0}, "after": {"reward": after, "kl": 1.6}}
+    found = summarize([], {"training": splits, "held_out": splits}).warnings
+    assert any("The reward fell: -0.305 → -0.408 on held-out prompts" in text for text in found) == warned
+
+
 def test_margins_that_never_saturate():
     """Unlikelihood pulls at every pair alike, however far apart it is."""
     for loss in (Unlikelihood(), WithNLL(Unlikelihood(), 0.1)):
@@ -235,6 +242,6 @@ def test_a_loss_that_rose_is_said_first_and_its_margins_are_not_called_saturated
 
 
 def test_many_that_were_left_out_are_told_of():
-    few, many = ({"given": 200, "overlong": count} for count in (8, 62))
+    few, many = ({"given": 200, "overlong": 150, "too long": count} for count in (8, 62))
     assert not any("left out" in text for text in _warnings(data=few))
     assert any("31 % of the examples were left out" in text for text in _warnings(data=many))
