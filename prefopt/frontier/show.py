@@ -142,7 +142,19 @@ def _of_run(run: Row) -> Place | None:
     return Place(run["name"], (kl["value"], kl["low"], kl["high"]), (heights[0], heights[1], heights[2]))
 
 
-CORNERS = (1, True), (-1, False), (1, False), (-1, True)
+def spread(heights: Sequence[float], least: float = 0.05) -> list[float]:
+    """Ascending shares of a height, moved as little as need be to stand ``least`` apart, the middle where it was.
+
+    >>> spread([0.1, 0.5, 0.5]), spread([])
+    ([0.1, 0.475, 0.525], [])
+    """
+    groups: list[list[float]] = []  # of a group: where its middle would be, and how many stand in it
+    for height in heights:
+        groups.append([height, 1])
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < least * (groups[-1][1] + groups[-2][1]) / 2:
+            (high, n), (low, m) = groups.pop(), groups.pop()
+            groups.append([(high * n + low * m) / (n + m), n + m])
+    return [round(middle + least * (i - (n - 1) / 2), 6) for middle, n in groups for i in range(int(n))]
 
 
 def draw(
@@ -167,23 +179,36 @@ def draw(
                 *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the most that is possible"
             )
             axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"])
-        for i, place in enumerate(sorted(places, key=lambda place: place.kl)):
-            (x, left, right), (y, low, high) = place.kl, place.height
-            colour = COLOUR[f"run-{runs.index(place.name) % SERIES}" if place.name in runs else "reference"]
+        colours = {
+            place.name: COLOUR[f"run-{runs.index(place.name) % SERIES}" if place.name in runs else "reference"]
+            for place in places
+        }
+        for place in places:
+            (x, left, right), (y, low, high), colour = place.kl, place.height, colours[place.name]
             axes.plot([left, right], [y, y], color=colour, linewidth=0.9, alpha=0.6)
             axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.6)
             axes.plot([x], [y], color=colour, marker="o", markersize=5.5)
-            side, up = CORNERS[i % len(CORNERS)]  # neighbours' names on different sides
+        axes.margins(x=0.04, y=0.08)
+        ordered = sorted(places, key=lambda place: (place.height[0], -place.kl[0]))
+        bottom, top = axes.get_ylim()
+        at = spread([(place.height[0] - bottom) / (top - bottom) for place in ordered])
+        for place, beside in zip(ordered, at, strict=True):
             axes.annotate(
                 place.name.replace("$", r"\$"),
-                (x, y),
-                (6 * side, 5 if up else -11),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
+                (place.kl[0], place.height[0]),
+                (1.02, beside),
+                textcoords="axes fraction",
+                va="center",
                 color=COLOUR["ink"],
                 size=8,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": colours[place.name],
+                    "linewidth": 0.6,
+                    "alpha": 0.7,
+                    "shrinkB": 4,
+                },
             )
-        axes.margins(x=0.12, y=0.08)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel(height)
         buffer = io.StringIO()
