@@ -202,8 +202,14 @@ def test_one_process_writes_a_file(given, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     with alone_with(out):
         assert sample(given[2], out, model=given[0]) == 2
+        assert out.exists()  # who was refused does not clear away what another one is about to write
     assert "another process is writing it" in capsys.readouterr().err
     assert not out.exists()
+    out.touch()
+    with alone_with(out):
+        pass
+    assert out.exists()  # it was there: perhaps a device
+    out.unlink()
     assert sample(given[2], out, server="nowhere", server_model="m") == 2
     assert list(tmp_path.glob("out*")) == []  # nothing was begun
     assert sample(given[2], out, model=given[0]) == 0

@@ -187,8 +187,8 @@ def _typed(key: str, setting: Setting, hint: Any) -> Any:
     try:
         return _conform(setting.value if setting.where else _read_text(setting.value, hint), hint)
     except TypeError as expected:
-        value = setting.value if isinstance(setting.value, str) else "null" if setting.value is None else setting.value
-        shown = repr(value) if isinstance(setting.value, str) else _said(value)
+        value = setting.value
+        shown = repr(value) if isinstance(value, str) else "null" if value is None else _said(value)
         raise UserError(setting.says(key, f"must be {expected}, not {shown}")) from None
 
 

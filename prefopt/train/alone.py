@@ -31,19 +31,20 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_with(file: Path) -> Iterator[None]:
-    """The same of a file. One that stays empty is gone again afterwards."""
+    """The same of a file. One that was made here and stays empty is gone again afterwards."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        made = not file.exists()
         file.touch()
     except OSError as error:
         raise UserError(f"--out {file}: cannot be written ({error.strerror})") from error
-    try:
-        with _locked(file, "writing it; wait for it, or choose another file"):
+    with _locked(file, "writing it; wait for it, or choose another file"):
+        try:
             yield
-    finally:
-        with suppress(OSError):
-            if not file.stat().st_size:
-                file.unlink()
+        finally:  # while it is still ours: who waits for it has not begun
+            with suppress(OSError):
+                if made and not file.stat().st_size:
+                    file.unlink()
 
 
 @contextmanager
