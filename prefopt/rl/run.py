@@ -6,7 +6,7 @@ A checkpoint holds the value model too, and its optimizer; ``model/`` is the pol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -102,14 +102,6 @@ class PPOTuning:
     def policy(self) -> LanguageModel:
         return self.training.cast.policy
 
-    @property
-    def step(self) -> int:
-        return self.training.step
-
-    @property
-    def guard(self) -> Guard:
-        return self.training.guard
-
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
             "model": self.policy.weights(),
@@ -119,7 +111,7 @@ class PPOTuning:
         }
 
     def state(self) -> dict[str, Any]:
-        return {"guard": asdict(self.training.guard), "kl_coef": self.training.kl_coef}
+        return {"kl_coef": self.training.kl_coef}
 
     def restore(self, found: Checkpoint) -> None:
         state = self.training
@@ -127,13 +119,13 @@ class PPOTuning:
         state.cast.value.lm.load_weights(found.tensors("value"))
         optimizer.restore_state(state.optimizer, found.tensors("optimizer"))
         optimizer.restore_state(state.value_optimizer, found.tensors("value_optimizer"))
-        state.kl_coef, state.guard, state.step = found.state["kl_coef"], Guard(**found.state["guard"]), found.step
+        state.kl_coef = found.state["kl_coef"]
 
     def begin(self) -> None:
         """Nothing: the policy need not start as the reference."""
 
     def go(self, hooks: Hooks) -> None:
-        asked = batches(self.job.data.train, self.job.schedule, self.step)
+        asked = batches(self.job.data.train, self.job.schedule, self.training.step)
         repeat(partial(ppo_step, method=self.method), self.training, asked, self.job.schedule, hooks)
 
     def evaluate(self, recorder: Recorder, step: int) -> None:
@@ -152,8 +144,8 @@ class PPOTuning:
         """In training, "before" is the first step, whose responses are the start model's own."""
         around = partial(outcome.around, self.job)
         return {
-            "training": around((1, self.step), "train"),
-            "held_out": around((0, self.step), "eval") if self.job.data.held_out else None,
+            "training": around((1, self.training.step), "train"),
+            "held_out": around((0, self.training.step), "eval") if self.job.data.held_out else None,
             "kl_coef": self.training.kl_coef,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -92,14 +92,6 @@ class Tuning:
         return self.objective.lm
 
     @property
-    def step(self) -> int:
-        return self.training.step
-
-    @property
-    def guard(self) -> Guard:
-        return self.training.guard
-
-    @property
     def reference_is(self) -> str | None:
         return self.objective.reference_is
 
@@ -107,12 +99,11 @@ class Tuning:
         return {"model": self.policy.weights(), "optimizer": optimizer.flatten_state(self.training.optimizer)}
 
     def state(self) -> dict[str, Any]:
-        return {"guard": asdict(self.training.guard)}
+        return {}
 
     def restore(self, found: Checkpoint) -> None:
         self.policy.load_weights(found.tensors("model"))
         optimizer.restore_state(self.training.optimizer, found.tensors("optimizer"))
-        self.training.step, self.training.guard = found.step, Guard(**found.state["guard"])
 
     def begin(self) -> None:
         verify_step_zero(self.job, self.objective)
@@ -149,7 +140,7 @@ class Tuning:
         return values
 
     def results(self) -> dict[str, Any]:
-        around = partial(outcome.around, self.job, (0, self.step))
+        around = partial(outcome.around, self.job, (0, self.training.step))
         return {
             "unit": self.job.loss.unit,
             "training": around("training"),

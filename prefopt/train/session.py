@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,6 +37,13 @@ from prefopt.train.metrics import MetricsFile
 from prefopt.train.track import Trackers
 
 
+class Training(Protocol):
+    """What every loop counts."""
+
+    step: int
+    guard: Guard
+
+
 class Course(Protocol):
     """What is trained, from the start model to its results; ``tensors`` and ``state`` are all of it that changes."""
 
@@ -44,11 +51,7 @@ class Course(Protocol):
     def policy(self) -> LanguageModel: ...
 
     @property
-    def step(self) -> int:
-        """How many are done."""
-
-    @property
-    def guard(self) -> Guard: ...
+    def training(self) -> Training: ...
 
     @property
     def reference_is(self) -> str | None:
@@ -62,7 +65,7 @@ class Course(Protocol):
         """What changes, by name, in groups."""
 
     def state(self) -> dict[str, Any]:
-        """The rest of it, as JSON."""
+        """The rest of it, as JSON, but for what every loop counts."""
 
     def restore(self, found: checkpoint.Checkpoint) -> None:
         """Put back what ``tensors`` and ``state`` gave."""
@@ -103,16 +106,17 @@ def _execute(job: Job, start: Callable[[Job, Display], Course]) -> dict[str, Any
     resumed_at = found.step if found else None
     with (
         MetricsFile(job.metrics_file, resumed_at) as file,
-        Display(job.schedule.steps, job.verb, start=course.step) as display,
+        Display(job.schedule.steps, job.verb, start=course.training.step) as display,
         stop_on_signal() as stop,
     ):
-        trackers.start(job.out.name, job.config, course.step)
+        trackers.start(job.out.name, job.config, course.training.step)
         recorder = Recorder(job, course, file, trackers, display, stop, began, resumed_at)
         try:
             course.go(recorder.hooks)
         finally:
             trackers.finish()
-    figures = outcome.results(job, course.policy, course.step, course.guard, time.monotonic() - began)
+    done = course.training
+    figures = outcome.results(job, course.policy, done.step, done.guard, time.monotonic() - began)
     figures |= course.results()
     outcome.write(job, course.policy, figures, course.scored)
     return figures
@@ -131,6 +135,7 @@ def _go_on(job: Job, course: Course, found: checkpoint.Checkpoint | None, displa
             "so the reference would change midway: put that model back, or choose another --out"
         )
     course.restore(found)
+    course.training.step, course.training.guard = found.step, Guard(**found.state["guard"])
     rng.restore(found.tensors("rng"))
     display.note(f"resumed from {found.path} at step {found.step}")
 
@@ -175,6 +180,7 @@ class Recorder:
 
     def save(self, step: int) -> None:
         state = self.course.state() | {
+            "guard": asdict(self.course.training.guard),
             "data": self.job.data.fingerprint,
             "reference": self.course.reference_is,
             "seconds": time.monotonic() - self.began,
