@@ -208,8 +208,11 @@ def test_one_process_writes_a_file(given, tmp_path, capsys):
     out.touch()
     with alone_with(out):
         pass
-    assert out.exists()  # it was there: perhaps a device
+    assert out.exists()  # it was there
     out.unlink()
+    for no_file in (tmp_path, "/dev/null"):
+        assert sample(given[2], Path(no_file), model=given[0]) == 2
+        assert f"--out {no_file} is no file" in capsys.readouterr().err
     assert sample(given[2], out, server="nowhere", server_model="m") == 2
     assert list(tmp_path.glob("out*")) == []  # nothing was begun
     assert sample(given[2], out, model=given[0]) == 0

@@ -35,6 +35,8 @@ def alone_with(file: Path) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         made = not file.exists()
+        if not made and not file.is_file():
+            raise UserError(f"--out {file} is no file: what is written has to be read again, to go on with it")
         file.touch()
     except OSError as error:
         raise UserError(f"--out {file}: cannot be written ({error.strerror})") from error
