@@ -22,6 +22,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
@@ -234,17 +235,21 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
-def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     for number in itertools.count(1):
         raw = stream.readline(MAX_ROW + 1)
         if not raw:
             return
         if len(raw) > MAX_ROW:
             raise UserError(f"{name}:{number}: the line is longer than {_size(MAX_ROW)}; is this one row per line?")
-        try:
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            _not_utf8(name, number, error)
+        yield number, raw
+
+
+def _decoded(raw: bytes, name: str, number: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        _not_utf8(name, number, error)
 
 
 def _not_utf8(name: str, line: int, error: UnicodeDecodeError) -> NoReturn:
@@ -257,15 +262,39 @@ def _size(count: int) -> str:
 
 
 def _json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
-    for number, line in _lines(stream, name):
-        if line.strip():
+    lines = _lines(stream, name)
+    for number, raw in lines:
+        if raw.strip():
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{name}:{number}:{error.pos + 1}: bad JSON: {error.msg}") from error
-            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-                raise UserError(f"{name}:{number}: bad JSON: {error}") from error
-            yield Row(_object(value, f"{name}:{number}"), f"{name}:{number}")
+                fields = _json_line(raw, name, number)
+            except UserError as error:
+                raise UserError(f"{error}{_broken(lines, name)}") from error
+            yield Row(fields, f"{name}:{number}")
+
+
+def _json_line(raw: bytes, name: str, number: int) -> dict[str, Any]:
+    line = _decoded(raw, name, number)
+    try:
+        return _object(json.loads(line.rstrip()), f"{name}:{number}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}:{number}:{error.pos + 1}: bad JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        raise UserError(f"{name}:{number}: bad JSON: {error}") from error
+
+
+def _broken(lines: Iterator[tuple[int, bytes]], name: str) -> str:
+    """Which of the ``lines`` that follow are no rows either, so that all can be mended at once."""
+    found: list[int] = []
+    with suppress(UserError):  # of a line that is too long
+        for number, raw in lines:
+            try:
+                _ = raw.strip() and _json_line(raw, name, number)
+            except UserError:
+                found.append(number)
+    if not found:
+        return ""
+    places = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
+    return f"; {'line' if len(found) == 1 else 'lines'} {places} {'is' if len(found) == 1 else 'are'} broken, too"
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:
@@ -415,7 +444,7 @@ def _tsv(stream: IO[bytes], name: str) -> Iterator[Row]:
 def _cells(stream: IO[bytes], name: str, delimiters: str) -> Iterator[Row]:
     """Between the first of ``delimiters`` that the header holds."""
     csv.field_size_limit(MAX_ROW)  # of the module, whose default of 128 KB is below a long answer
-    lines = (line for _, line in _lines(stream, name))
+    lines = (_decoded(raw, name, number) for number, raw in _lines(stream, name))
     first = next(lines, "")
     unquoted = re.sub(r'"[^"]*"', "", first)
     delimiter = next((d for d in delimiters if d in unquoted), delimiters[0])

@@ -143,6 +143,23 @@ def test_what_is_broken_is_named_with_its_place(tmp_path, monkeypatch, name, dat
     assert message(name).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["{}", "{", "{}", ""], "a.jsonl:2:2: bad JSON: Expecting property name enclosed in double quotes"),
+        (["{", "", "[1]", "{}"], "; line 3 is broken, too"),
+        (["{}", "2", "\xff", "{", "{}"], "; lines 3, 4 are broken, too"),
+        (["words"] * 20, "; lines 2, 3, 4, 5, 6 and 14 more are broken, too"),
+        (["{", "{", "x" * 200, "{"], "; line 2 is broken, too"),  # what follows a line that is too long is not looked at
+    ],
+)
+def test_all_lines_that_are_no_rows_are_named_at_once(tmp_path, monkeypatch, lines, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(read, "MAX_ROW", 100)
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    assert message("a.jsonl").endswith(said)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_row_beyond_the_limit_is_refused_before_it_is_loaded(tmp_path, monkeypatch, name):
     monkeypatch.setattr(read, "MAX_ROW", 50_000)
