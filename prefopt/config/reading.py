@@ -25,7 +25,9 @@ C = TypeVar("C")
 
 
 class Setting(NamedTuple):
-    """What somebody set, and where: "sweep.yaml:3"; or "" for a flag, whose value is text, or a list of texts.
+    """What somebody set, and where: "sweep.yaml:3"; "--grid"; or "" for a flag of the key's name.
+
+    The value of a flag is text, or a list of texts.
 
     >>> Setting("fast", "sweep.yaml:3").says("learning_rate", "must be a number")
     'sweep.yaml:3: learning_rate must be a number'
@@ -35,6 +37,10 @@ class Setting(NamedTuple):
 
     value: Any
     where: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        return not self.where or self.where.startswith("--")
 
     def says(self, key: str, problem: str) -> str:
         return f"{self.where}: {key} {problem}" if self.where else f"{flag(key)} {problem}"
@@ -185,7 +191,7 @@ def unknown(key: str, setting: Setting, known: list[str], losses: list[str]) -> 
 
 def _typed(key: str, setting: Setting, hint: Any) -> Any:
     try:
-        return _conform(setting.value if setting.where else _read_text(setting.value, hint), hint)
+        return _conform(_read_text(setting.value, hint) if setting.is_text else setting.value, hint)
     except TypeError as expected:
         value = setting.value
         shown = repr(value) if isinstance(value, str) else "null" if value is None else _said(value)

@@ -55,6 +55,8 @@ Settings = dict[str, Setting]
 """What was set, by key, and where; an option of a loss is a key like any other."""
 
 FIELDS = {field.name for field in dataclasses.fields(Train)} - {"loss_options"}
+CHOICE = FIELDS - {"model", "data", "out"}
+"""what runs may differ in"""
 OF_DATA = "model", "data", "eval_data", "eval_fraction", "format", "overlong", "train_on", "seed", "strict"
 """Settings that decide what is read, beside the loss's unit and the length."""
 
@@ -63,7 +65,7 @@ def run(config: settings.Sweep, dry_run: bool = False) -> int:
     """Writes ``config.out`` and prints the table; RunFailed, after all else is done, where a run failed."""
     given = {key: Setting(value) for key, value in yaml.safe_load(settings.dump(config)).items() if value is not None}
     common = {key: setting for key, setting in given.items() if key in FIELDS or key in (config.loss_options or {})}
-    axes = {key: [Setting(value) for value in values] for key, values in settings.axes(config.grid).items()}
+    axes = {key: [Setting(v, "--grid") for v in values] for key, values in settings.axes(config.grid).items()}
     chosen = configurations(common, combinations(common, axes))
     sampling = _sampling(config.model, config.samples, config.max_new_tokens, config.reward, vars(config))
     sweeping = Sweeping.plan(config.out, chosen, sampling)
@@ -196,7 +198,7 @@ def _fitted(given: Sequence[tuple[Settings, Any]]) -> list[Settings]:
         if key == "reference" and key not in used:
             raise UserError(setting.says(key, f"has no effect: {', '.join(names)} compare with no reference"))
         if key not in used:
-            raise UserError(settings.unknown(key, setting, [*FIELDS, *set().union(*options.values())], names))
+            raise UserError(settings.unknown(key, setting, [*CHOICE, *set().union(*options.values())], names))
     return fitted
 
 

@@ -58,6 +58,7 @@ def _loss(before: Figures, after: Figures) -> str:
 def _of_several(runs: Sequence[Run]) -> str:
     known = [run for run in runs if prefers(run.judged.get("after", {}))]
     known = [run for run in known if run.results.get("held_out")] or known
+    known = [run for run in known if run.results.get("method") != "reward"] or known  # its rewards are no implicit ones
     if len(known) < 2:
         return ""
     after = {run.name: run.judged["after"] for run in known}

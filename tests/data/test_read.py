@@ -150,7 +150,7 @@ def test_what_is_broken_is_named_with_its_place(tmp_path, monkeypatch, name, dat
         (["{", "", "[1]", "{}"], "; line 3 is broken, too"),
         (["{}", "2", "\xff", "{", "{}"], "; lines 3, 4 are broken, too"),
         (["words"] * 20, "; lines 2, 3, 4, 5, 6 and 14 more are broken, too"),
-        (["{", "{", "x" * 200, "{"], "; line 2 is broken, too"),  # what follows a line that is too long is not looked at
+        (["{", "{", "x" * 200, "{"], "; line 2 is broken, too"),  # nothing is looked at behind a line too long
     ],
 )
 def test_all_lines_that_are_no_rows_are_named_at_once(tmp_path, monkeypatch, lines, said):

@@ -167,8 +167,10 @@ WORDS = ["sweep", "--model", "base", "--data", "prefs.jsonl", "--out", "runs/s"]
         (["--grid", "beta=0.1,"], "--grid must be KEY=VALUE,VALUE"),
         (["--grid", "beta=1", "--grid", "beta=2"], "--grid has beta twice"),
         (["--grid", "out=a,b"], "--grid cannot vary out"),
-        (["--grid", "betta=1,2"], "unknown flag --betta; did you mean --beta?"),
-        (["--grid", "tau=1,2"], "--tau has no effect on dpo, whose options are beta, label_smoothing, nll_weight"),
+        (["--grid", "betta=1,2"], "--grid: unknown key betta; did you mean beta?"),
+        (["--grid", "bata=1,2"], "--grid: unknown key bata; did you mean beta?"),  # no grid has data
+        (["--grid", "beta=1,x"], "--grid: beta must be a number, not 'x'"),
+        (["--grid", "tau=1,2"], "--grid: tau has no effect on dpo, whose options are beta, label_smoothing, "),
         (["--grid", "loss=dpo,ipo", "--gamma", "1"], "--gamma has no effect on dpo, ipo, whose options are beta, "),
         (["--grid", "loss=dpo,ippo"], "there is no loss ippo; did you mean ipo?"),
         (["--grid", "loss=orpo", "--reference", "r"], "--reference has no effect: orpo compare"),

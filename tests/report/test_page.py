@@ -162,11 +162,11 @@ def test_the_best_is_named_among_those_that_can_be_compared(tmp_path):
     runs = [with_accuracy(tmp_path / name, accuracy) for name, accuracy in names.items()]
     trained = with_accuracy(tmp_path / "trained", 1.0, "training")
     said = "Of a, b, c and d, b and c have the highest held-out accuracy: 90.0 % (95 % interval 80.0 to 100.0)"
-    assert (
-        f"{said}; the intervals of a and d overlap with it, so their order may be chance."
-        in page(tmp_path, *runs, trained).text
-    )
-    assert "highest" not in page(tmp_path, runs[0], trained).text
+    of_rewards = [with_accuracy(tmp_path / f"r{i}", 0.9 + i / 100, method="reward") for i in range(2)]
+    said += "; the intervals of a and d overlap with it, so their order may be chance."
+    assert said in page(tmp_path, *runs, trained, of_rewards[0]).text
+    assert "highest" not in page(tmp_path, runs[0], trained, of_rewards[0]).text
+    assert "Of r0 and r1, r1 has the highest" in page(tmp_path, *of_rewards).text
 
 
 def test_the_least_sure_of_equals_speaks_for_them(tmp_path):
