@@ -300,7 +300,7 @@ class Sweep(Train):
             for key in ("max_new_tokens", "reward"):
                 _needs(self, key, "is about samples: drop it, or --samples 0")
         for key in axes(self.grid):
-            if key in {"model", "data", "out", "resume"}:
+            if key in {"model", "data", *Sweep.__annotations__}:
                 raise SettingError("grid", f"cannot vary {key}, which is the same for all runs")
             if key in (self.loss_options or {}) or getattr(self, key, None) != _defaults(type(self)).get(key):
                 raise SettingError(key, "is set, and --grid sets it too: drop one")
