@@ -40,6 +40,7 @@ from prefopt.train.alone import alone_with
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.types import Example, Finding
+from prefopt.whole import writable
 
 GROUP = 4
 """batches in a group: enough to put prompts of one length together, few enough to lose little when stopped"""
@@ -246,22 +247,14 @@ def _begun(config: Sample, asked: Sequence[Example]) -> int:
     if not beside.exists():
         raise UserError(f"--out {config.out} was not written by prefopt sample: there is no {beside}")
     before, now = settings.read(beside), yaml.safe_load(settings.dump(config))
-    for key, value in now.items():
-        was = before[key].value if key in before else None
-        if key not in MAY_CHANGE and was != value:
-            raise UserError(
-                f"{settings.flag(key)} is {value} and was {was} when {config.out} was begun: "
-                "leave it as it was to continue, or choose another --out"
-            )
+    settings.unchanged(before, now, now.keys() - MAY_CHANGE, f"{config.out} was begun")
     return _whole_rows(config, asked)
 
 
 def _open(config: Sample, beside: Path) -> None:
-    try:
+    with writable(config.out):
         config.out.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(settings.dump(dataclasses.replace(config, resume=False)), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {config.out}: cannot be written ({error.strerror})") from error
 
 
 def _whole_rows(config: Sample, asked: Sequence[Example]) -> int:

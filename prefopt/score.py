@@ -36,7 +36,7 @@ from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
 from prefopt.types import Encoded
-from prefopt.whole import whole
+from prefopt.whole import whole, writable
 
 Row = dict[str, Any]
 
@@ -126,10 +126,8 @@ def _check_writable(out: Path | None) -> None:
         return
     if out.exists() and out.stat().st_size:
         raise UserError(f"--out {out} exists: choose another file, or remove it")
-    try:
+    with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--out {out}: cannot be written; choose another file")
 

@@ -234,6 +234,16 @@ def test_a_typo_in_the_file_names_its_line(fake: Fake, tmp_path: Path, capsys: p
     assert capsys.readouterr().err == f"prefopt: {file}:2: unknown key lerning_rate; did you mean learning_rate?\n"
 
 
+@pytest.mark.parametrize("command", ["check", "train", "sample", "score"])
+def test_no_data_at_all(command: str, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("data: []\n")
+    model = ["--policy" if command == "score" else "--model", "base"]
+    out = [] if command == "check" else ["--out", "a"]
+    assert main([command, "--config", str(file), *model, *out]) == 2
+    assert f"prefopt: {file}:1: data is empty: name at least one file" in capsys.readouterr().err
+
+
 # --- exit codes ----------------------------------------------------------------------------------
 
 

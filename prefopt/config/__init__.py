@@ -23,7 +23,7 @@ from prefopt.config.commands import (
     axes,
     flag,
 )
-from prefopt.config.reading import Setting, build, dump, helps, load, read, unknown
+from prefopt.config.reading import Setting, build, dump, helps, load, read, unchanged, unknown
 
 __all__ = [
     "PPO",
@@ -47,5 +47,6 @@ __all__ = [
     "helps",
     "load",
     "read",
+    "unchanged",
     "unknown",
 ]

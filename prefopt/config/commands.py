@@ -60,6 +60,7 @@ class Check:
     """print one JSON object instead of a report"""
 
     def __post_init__(self) -> None:
+        _some_data(self)
         _positive(self, "max_length")
         if self.model is None:
             for key in ("max_length", "overlong", "train_on"):
@@ -172,8 +173,7 @@ class Training:
         _positive(self, "max_length", "eval_every", "save_every")
         _not_negative(self, "weight_decay", "warmup_steps")
         _seed(self)
-        if not self.data:
-            raise SettingError("data", "is empty: name at least one file, glob or hub name")
+        _some_data(self)
         if self.keep < 2:
             raise SettingError(
                 "keep", f"must be at least 2, so that a bad checkpoint has one before it, not {self.keep}"
@@ -388,6 +388,7 @@ class Sample:
     """continue the file in --out where it ends"""
 
     def __post_init__(self) -> None:
+        _some_data(self)
         _positive(self, "n", "top_p", "max_new_tokens", "best_of", "batch_size")
         _not_negative(self, "temperature", "top_k", "realign")
         _seed(self)
@@ -440,6 +441,7 @@ class Score:
     """where to compute"""
 
     def __post_init__(self) -> None:
+        _some_data(self)
         _positive(self, "beta", "max_length", "tokens_per_microbatch")
         if self.reference is None:
             _needs(self, "beta", "scales the log-ratio to a reference: add --reference")
@@ -481,6 +483,11 @@ class Demo:
     def __post_init__(self) -> None:
         _seed(self)
         _positive(self, "seeds", "pairs")
+
+
+def _some_data(config: Any) -> None:
+    if not config.data:
+        raise SettingError("data", "is empty: name at least one file, glob or hub name")
 
 
 def _positive(config: object, *keys: str) -> None:

@@ -11,7 +11,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -172,6 +172,15 @@ def _loss_options(loss: str) -> dict[str, Any]:
     from prefopt.losses import options_of
 
     return options_of(loss)
+
+
+def unchanged(before: Mapping[str, Setting], now: Mapping[str, Any], keys: Set[str], begun: str) -> None:
+    """SettingError where one of the ``keys`` is ``now`` not what it was ``before``, when the work was ``begun``."""
+    for key, value in now.items():
+        was = before[key].value if key in before else None
+        if key in keys and was != value:
+            instead = "leave it as it was to continue, or choose another --out"
+            raise SettingError(key, f"is {value} and was {was} when {begun}: {instead}")
 
 
 def unknown(key: str, setting: Setting, known: list[str], losses: list[str]) -> str:

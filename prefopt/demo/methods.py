@@ -20,6 +20,7 @@ from prefopt.demo.tune import Snapshot, Start, tune
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier, Placement
 from prefopt.losses import DPO, IPO, KTO, ORPO, SFT, Robust, SimPO, Unlikelihood
+from prefopt.whole import whole
 
 RATE, GENTLE = 1e-3, 5e-4
 """learning rates: the second for DPO from β = 1 on, where a policy has less of a way to go"""
@@ -135,8 +136,6 @@ def perform(job: Job) -> Outcome:
 
 
 def _keep(file: Path, snapshots: list[Snapshot]) -> None:
-    """Whole or not at all."""
     steps, logps = zip(*snapshots, strict=True)
-    aside = file.with_name("tmp.npz")
-    np.savez(aside, steps=np.array(steps), logps=np.stack(logps))
-    aside.replace(file)
+    with whole(file, "wb") as opened:
+        np.savez(opened, steps=np.array(steps), logps=np.stack(logps))

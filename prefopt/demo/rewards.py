@@ -16,6 +16,7 @@ from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_mod
 from prefopt.train import optimizer
 from prefopt.train.guard import Guard
 from prefopt.train.loop import Hooks, TrainingState, fit
+from prefopt.whole import whole
 
 RATE = 4e-3
 """higher than that of the methods: the head begins at nothing"""
@@ -54,7 +55,6 @@ def learn(start: Start, rate: float = RATE) -> np.ndarray:
     lm.save(start.reward_model)
     world.tokenizer.save_pretrained(start.reward_model)
     rewards = world.rewards(lm.bare)
-    aside = kept.with_name(".tmp-rewards.npy")
-    np.save(aside, rewards)
-    aside.replace(kept)  # whole or not there, whenever this process ends
+    with whole(kept, "wb") as file:
+        np.save(file, rewards)
     return rewards

@@ -46,7 +46,7 @@ from prefopt.train import sft, train
 from prefopt.train.card import write_results
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.types import Example
-from prefopt.whole import whole
+from prefopt.whole import whole, writable
 
 
 class Size(NamedTuple):
@@ -138,11 +138,12 @@ def begin(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
         if (out / "report.html").exists():
             raise UserError(f"--out {out} holds a demo that is finished: there is nothing to resume")
         return
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty: go on with --resume, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    with whole(file) as opened:
-        opened.write(json.dumps(settings) + "\n")
+    with writable(out):
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {out} is not empty: go on with --resume, or choose another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        with whole(file) as opened:
+            opened.write(json.dumps(settings) + "\n")
 
 
 def shown(console: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -80,6 +80,7 @@ class Custom(Loss):
 
 def load(file: Path, name: str, flag: str = "--loss") -> Any:
     """What ``name`` is in the user's Python file, which ``flag`` asked for."""
+    file = file.expanduser()
     if not file.is_file():
         raise UserError(f"{file}: no such file (for {flag} {file}:{name})")
     path = str(file.resolve())

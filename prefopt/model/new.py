@@ -65,7 +65,7 @@ TOKENIZER_FILES = {
 
 
 def _tokenizer(config: NewModel) -> Any:
-    source = Path(config.tokenizer_from)
+    source = Path(config.tokenizer_from).expanduser()
     if not any((source / name).is_file() for name in TOKENIZER_FILES):
         return train_tokenizer(texts(config.tokenizer_from), config.vocab or default_vocab(config.parameters))
     if config.vocab is not None:

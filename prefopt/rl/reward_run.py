@@ -13,12 +13,13 @@ from prefopt.errors import UserError
 from prefopt.model.load import load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
-from prefopt.train import defaults
+from prefopt.train import defaults, outcome
 from prefopt.train.display import Display
 from prefopt.train.job import Job, count_parameters
 from prefopt.train.run import Tuning
 from prefopt.train.session import execute
 from prefopt.types import Encoded
+from prefopt.whole import whole
 
 BINS = 10
 
@@ -55,7 +56,7 @@ def start(job: Job, display: Display) -> Tuning:
 
 
 def _reliability(job: Job, objective: Any) -> dict[str, Any]:
-    """Where there are held-out data, ``reliability``, whose picture goes to ``reliability.svg``."""
+    """Where there are held-out data, ``reliability``; its picture is written to ``reliability.svg``."""
     units = job.data.held_out
     if not units:
         return {}
@@ -63,7 +64,9 @@ def _reliability(job: Job, objective: Any) -> dict[str, Any]:
         found = scored(objective.lm, units, objective.tokens_without_gradient, advance)
     margins, of = margins_of(units, found)
     known = reliability(margins, of)
-    (job.out / "reliability.svg").write_text(picture(known), encoding="utf-8")
+    file = job.out / "reliability.svg"
+    with outcome.left_in(file), whole(file) as opened:
+        opened.write(picture(known))
     return {"reliability": known}
 
 

@@ -80,7 +80,7 @@ def identity(spec: str | Callable[..., Any]) -> str:
     """
     if callable(spec):
         return f"{getattr(spec, '__module__', '')}.{_name(spec)}"
-    file = Path(spec.rpartition(":")[0])
+    file = Path(spec.rpartition(":")[0]).expanduser()
     return f"{spec} {xxhash.xxh3_128_hexdigest(file.read_bytes())}" if file.suffix == ".py" else spec
 
 

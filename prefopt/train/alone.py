@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefopt.errors import UserError
+from prefopt.whole import writable
 
 try:
     import fcntl
@@ -21,10 +22,8 @@ def alone(folder: Path) -> Iterator[None]:
 
     UserError where another has it, or it cannot be made.
     """
-    try:
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from error
     with _locked(folder, "training into it; choose another folder"):
         yield
 
@@ -32,14 +31,12 @@ def alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def alone_with(file: Path) -> Iterator[None]:
     """The same of a file. One that was made here and stays empty is gone again afterwards."""
-    try:
+    with writable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         made = not file.exists()
         if not made and not file.is_file():
             raise UserError(f"--out {file} is no file: what is written has to be read again, to go on with it")
         file.touch()
-    except OSError as error:
-        raise UserError(f"--out {file}: cannot be written ({error.strerror})") from error
     with _locked(file, "writing it; wait for it, or choose another file"):
         try:
             yield
@@ -51,10 +48,8 @@ def alone_with(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, doing: str) -> Iterator[None]:
-    try:
+    with writable(path):
         handle = os.open(path, os.O_RDONLY) if fcntl else None
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from error
     if handle is None:
         yield
         return

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prefopt.errors import RunFailed, UserError
+from prefopt.whole import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -82,31 +83,22 @@ def committing(folder: Path, step: int) -> Iterator[Path]:
     A second save of the same step replaces the first, which happens when that one was damaged.
     """
     final = _folder_of(folder, step)
-    aside, replaced = _aside(final, "new"), _aside(final, "old")
     try:
-        for leftover in (aside, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        files = sorted(aside.iterdir())
-        for file in files:
-            _sync(file)
-        manifest = {"format": FORMAT, "step": step, "files": {file.name: _identity(file) for file in files}}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(aside / MANIFEST)
-        _sync(aside)
-        if final.exists():
-            os.rename(final, replaced)
-        os.rename(aside, final)
+        with whole_folder(final) as aside:
+            yield aside
+            files = sorted(aside.iterdir())
+            for file in files:
+                _sync(file)
+            manifest = {"format": FORMAT, "step": step, "files": {file.name: _identity(file) for file in files}}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _sync(aside / MANIFEST)
+            _sync(aside)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{final}: cannot be saved ({error}); earlier checkpoints are untouched: "
             "make room or mend the folder, then continue with --resume"
         ) from error
-    finally:
-        for leftover in (aside, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -159,7 +151,7 @@ def prune(folder: Path, keep: int) -> None:
     if newest_whole is not None:
         for path in paths[:newest_whole] + paths[newest_whole + keep :]:
             # Renamed first: a crash between two deletions must not leave a checkpoint with holes.
-            os.rename(path, _aside(path, "old"))
+            os.rename(path, path.with_name(f".tmp-old-{path.name}"))
     for leftover in folder.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -219,10 +211,6 @@ def _folder_of(folder: Path, step: int) -> Path:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _aside(path: Path, purpose: str) -> Path:
-    return path.with_name(f".tmp-{purpose}-{path.name}")
 
 
 def _newest_first(folder: Path) -> list[Path]:

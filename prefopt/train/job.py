@@ -27,6 +27,7 @@ from prefopt.train.loop import Schedule
 from prefopt.train.metrics import peak_memory
 from prefopt.train.prepare import Prepare, Prepared, prepare
 from prefopt.types import Encoded
+from prefopt.whole import writable
 
 SAMPLE = 1000
 FREE = {"out", "resume", "keep", "track", "save_every", "eval_every", "tokens_per_microbatch", "device", "strict"}
@@ -123,12 +124,9 @@ class Job:
         if found:
             self.check_unchanged(found.state["data"])
             return
-        try:
-            (self.out / "config.yaml").write_text(
-                settings.dump(dataclasses.replace(self.config, resume=False)), encoding="utf-8"
-            )
-        except OSError as error:
-            raise UserError(f"--out {self.out}: cannot be written ({error.strerror})") from error
+        begun = settings.dump(dataclasses.replace(self.config, resume=False))
+        with writable(self.out):
+            (self.out / "config.yaml").write_text(begun, encoding="utf-8")
 
     def check_unchanged(self, data: str) -> None:
         """UserError unless the run in the folder began with these settings and with data of this fingerprint."""
@@ -136,13 +134,26 @@ class Job:
         before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
         if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
             raise UserError(f"--out {self.out} holds a run of another command: choose another folder")
-        _same_settings(file, before, now, now.keys() - FREE - FROM_DATA)
+        begun = f"this run began ({file})"
+        try:
+            settings.unchanged(before, now, now.keys() - FREE - FROM_DATA, begun)
+        except settings.SettingError as error:
+            raise UserError(f"{error}{self._further(error.key)}") from None
         if data != self.data.fingerprint:
             raise UserError(
                 f"--out {self.out}: its run began with other data than {', '.join(self.config.data)} now hold: "
                 "bring those back, or choose another --out"
             )
-        _same_settings(file, before, now, FROM_DATA)
+        settings.unchanged(before, now, FROM_DATA, begun)
+
+    def _further(self, key: str) -> str:
+        """How to train the result of a finished run for longer."""
+        if key not in ("epochs", "max_steps") or not (self.out / "model").is_dir():
+            return ""
+        start = f"--model {self.out / 'model'}"
+        if isinstance(self.config, settings.Train | settings.PPO) and getattr(self.loss, "needs_reference", True):
+            start += f" --reference {self.config.reference or self.config.model}"
+        return f", from {start} to train its result further"
 
     def description(self) -> str:
         """What ``--dry-run`` prints: what would be done, and what it would need."""
@@ -213,13 +224,3 @@ def length_limit(max_length: int | None, *models: str | None) -> int | None:
     if max_length and shortest and max_length > shortest:
         raise UserError(f"--max-length {max_length}: {name} takes {shortest} tokens at most")
     return max_length or shortest
-
-
-def _same_settings(file: Path, before: dict[str, settings.Setting], now: dict[str, Any], keys: set[str]) -> None:
-    for key, value in now.items():
-        was = before[key].value if key in before else None
-        if key in keys and was != value:
-            raise UserError(
-                f"{settings.flag(key)} is {value} and was {was} when this run began ({file}): "
-                "leave it as it was to continue, or choose another --out"
-            )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from prefopt.train.loop import Evaluation
 from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.summary import length_correlation, render, summarize, with_interval
 from prefopt.types import Encoded
+from prefopt.whole import whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +78,27 @@ def write(job: Job, lm: LanguageModel, figures: dict[str, Any], scored: Mapping[
     """All that a run leaves behind; then the closing words on the screen. RunFailed when the disk is full."""
     sample(job, lm, "after")
     evidence.write_pairs(job.out / "pairs.jsonl", job.tokenizer, scored)
-    try:
+    with left_in(job.out / "model"):
         save_model(job, lm, model_card(job.config, figures))
         write_results(job.out / "results.json", job.config, figures)
         reported = report_on([job.out], job.out / "report.html")
-    except (OSError, SafetensorError) as error:
-        raise RunFailed(
-            f"{job.out / 'model'}: cannot be written ({error}); the checkpoints are untouched: "
-            "make room, then run the same command with --resume"
-        ) from error
     summary = summarize(read_metrics(job.metrics_file), figures)
     render(summary, figures)
     print(f"\nmodel    {job.out / 'model'}\nresults  {job.out / 'results.json'}")
     if reported:
         print(f"report   {job.out / 'report.html'}")
+
+
+@contextmanager
+def left_in(place: Path) -> Iterator[None]:
+    """RunFailed where what a run leaves behind cannot be written, within the block."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(
+            f"{place}: cannot be written ({error}); the checkpoints are untouched: "
+            "make room, then run the same command with --resume"
+        ) from error
 
 
 def report_on(folders: Sequence[Path], out: Path) -> bool:
@@ -109,20 +116,10 @@ def report_on(folders: Sequence[Path], out: Path) -> bool:
 
 
 def save_model(job: Job, lm: LanguageModel, card: str) -> None:
-    """A folder that ``AutoModelForCausalLM.from_pretrained`` reads: written aside, then renamed, so whole or absent."""
-    folder = job.out / "model"
-    aside, old = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
-    try:
-        for leftover in (aside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+    """A folder that ``AutoModelForCausalLM.from_pretrained`` reads."""
+    with whole_folder(job.out / "model") as aside:
         lm.save(aside)
         job.tokenizer.save_pretrained(aside)
         readable(aside)
         seen.write(aside, job.config.model, job.data.train)
         (aside / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(aside, folder)
-    finally:
-        for leftover in (aside, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -131,6 +131,8 @@ def test_the_demo_overwrites_nothing(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty"):
         demo.run(Demo(out=tmp_path))
+    with pytest.raises(UserError, match=r"mine.txt: cannot be written \(File exists\)"):
+        demo.run(Demo(out=tmp_path / "mine.txt"))
 
 
 def test_what_cannot_be_resumed(shortened, tmp_path):

@@ -46,6 +46,14 @@ def test_a_folder_of_a_tokenizer_is_no_folder_of_texts(tmp_path):
         make(folder, tmp_path / "out", vocab=None)
 
 
+def test_a_tokenizer_at_home_is_taken_as_it_is(data, tmp_path, monkeypatch):
+    """A shell spells ~ out on the command line, but nobody does in YAML."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make(data, tmp_path / "base")
+    make(Path("~/base"), tmp_path / "other", vocab=None)
+    assert (tmp_path / "base/tokenizer.json").read_bytes() == (tmp_path / "other/tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gpt-neox"])
 def test_every_architecture_has_the_size_asked_for(data: Path, tmp_path: Path, architecture: str) -> None:
     make(data, tmp_path / "base", architecture=architecture)

@@ -127,6 +127,15 @@ def test_resuming_a_finished_run_is_harmless(given, whole, tmp_path):
     assert tiny.steps_saved(out) == tiny.steps_saved(whole)
 
 
+def test_a_finished_run_says_how_to_train_its_result_further(given, whole, tmp_path, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    assert tiny.cli("train", given.model, given.pairs, out, **{**LONG, "max_steps": 90}, resume=True) == 2
+    further = f", from --model {out}/model --reference {given.model} to train its result further"
+    assert capsys.readouterr().err.rstrip().endswith(further)
+    assert tiny.cli("train", given.model, given.pairs, out, **LONG, seed=9, resume=True) == 2
+    assert "further" not in capsys.readouterr().err
+
+
 def test_the_time_before_a_stop_counts(given, tmp_path, monkeypatch):
     take = loop.train_step
 
