@@ -8,33 +8,40 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import parent_process
 from types import FrameType
 
 from prefopt.errors import Stopped
 
 
+BOTH = signal.SIGINT, signal.SIGTERM
+
+
 @contextmanager
-def term_interrupts() -> Iterator[None]:
-    """Within the block SIGTERM is a KeyboardInterrupt too, as SIGINT is. Only the main thread can ask for that."""
+def _handled(by: Callable[[int, FrameType | None], object], *signals: int) -> Iterator[None]:
+    """Python lets only the main thread handle signals: in any other, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, by) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            # None: the handler was not set from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def term_interrupts() -> AbstractContextManager[None]:
+    """Within the block SIGTERM is a KeyboardInterrupt too, as SIGINT is."""
+    return _handled(signal.default_int_handler, signal.SIGTERM)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
     """A first signal within the block interrupts at its end: an import that is broken off leaves half a module."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     got: list[int] = []
 
     def later(signum: int, frame: FrameType | None) -> None:
@@ -42,12 +49,8 @@ def deferred() -> Iterator[None]:
             raise KeyboardInterrupt
         got.append(signum)
 
-    before = {number: signal.signal(number, later) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(later, *BOTH):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if got:
         raise KeyboardInterrupt
 
@@ -86,33 +89,20 @@ class Stop:
 def stop_on_signal() -> Iterator[Stop]:
     """Within the block, the first SIGTERM or SIGINT asks to stop, and the second kills at once.
 
-    Python lets only the main thread handle signals: in any other, nothing changes and nothing is
-    ever requested.
-
     >>> with stop_on_signal() as stop:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     stop.requested, stop.reason
     (True, 'SIGTERM')
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def first(signum: int, frame: FrameType | None) -> None:
         stop.signum = signum
-        for number in before:
+        for number in BOTH:
             signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, first)
-    try:
+    with _handled(first, *BOTH):
         yield stop
-    finally:
-        for number, handler in before.items():
-            # None: the handler was not set from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def end_with_parent() -> None:
