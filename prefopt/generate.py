@@ -17,9 +17,9 @@ from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import positions
 from prefopt.model.quiet import quiet
-from prefopt.types import Example, Message, Response
+from prefopt.types import Content, Example, Message, Response
 
-Prompt = str | tuple[Message, ...]
+Prompt = Content
 
 
 @dataclass(frozen=True, eq=False)

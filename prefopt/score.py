@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import permutations
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +34,7 @@ from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
-from prefopt.types import Encoded
+from prefopt.types import Encoded, comparisons
 from prefopt.whole import whole, writable
 
 Row = dict[str, Any]
@@ -104,10 +103,9 @@ class Tally:
     def add(self, example: Encoded, rows: list[Row]) -> None:
         self.examples, self.responses = self.examples + 1, self.responses + len(rows)
         self.key = "reward" if "reward" in rows[0] else "logp"
-        for better, worse in permutations(rows, 2):
-            if better["score"] is not None and worse["score"] is not None and better["score"] > worse["score"]:
-                self.margins.append(better[self.key] - worse[self.key])
-                self.prompts.append(example.prompt_key)
+        for better, worse in comparisons(example.scores):
+            self.margins.append(rows[better][self.key] - rows[worse][self.key])
+            self.prompts.append(example.prompt_key)
 
     def words(self) -> Iterator[str]:
         """What a person wants to know first."""

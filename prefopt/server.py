@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from prefopt.errors import RunFailed, UserError
 from prefopt.progress import untold
-from prefopt.types import Message
+from prefopt.types import Content
 
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504}
 """answers that may be another one a little later"""
@@ -65,10 +65,10 @@ class ServerGenerator:
         if not known:
             raise UserError(f"--server {self.url} is no address: write it as http://localhost:8000")
 
-    def __call__(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1) -> list[list[str]]:
+    def __call__(self, prompts: Sequence[Content], n: int = 1) -> list[list[str]]:
         return [[sampled.text for sampled in answers] for answers in self.sampled(prompts, n)]
 
-    def sampled(self, prompts: Sequence[str | tuple[Message, ...]], n: int = 1, first: int = 0) -> list[list[Sampled]]:
+    def sampled(self, prompts: Sequence[Content], n: int = 1, first: int = 0) -> list[list[Sampled]]:
         """``n`` responses to each prompt; prompt i is asked for with the seed of number ``first + i``."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             asked = [pool.submit(self._ask, prompt, n, first + i) for i, prompt in enumerate(prompts)]
@@ -78,7 +78,7 @@ class ServerGenerator:
                 pool.shutdown(cancel_futures=True)  # nobody waits for the others any more
                 raise
 
-    def _ask(self, prompt: str | tuple[Message, ...], n: int, number: int) -> list[Sampled]:
+    def _ask(self, prompt: Content, n: int, number: int) -> list[Sampled]:
         body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_new_tokens}
         body |= {"temperature": self.temperature, "top_p": self.top_p}
         if self.top_k:

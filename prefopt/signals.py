@@ -15,7 +15,6 @@ from types import FrameType
 
 from prefopt.errors import Stopped
 
-
 BOTH = signal.SIGINT, signal.SIGTERM
 
 

@@ -8,8 +8,10 @@ T tokens in a batch, N scored tokens, R responses, P examples, K responses in a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import permutations
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # both are slow to import, and the command line's help needs neither
     import numpy as np
@@ -27,6 +29,12 @@ class Message(NamedTuple):
     content: str
 
 
+Content = str | tuple[Message, ...]
+"""text, or turns of a conversation"""
+Unit = Literal["pair", "ranking", "response", "demonstration"]
+"""what a loss compares, or imitates: two responses, all of a prompt, one with a label, the best one"""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One answer to a prompt, and how good it is.
@@ -39,8 +47,19 @@ class Response:
     1.0
     """
 
-    content: str | tuple[Message, ...]
+    content: Content
     score: float | None = None
+
+
+def comparisons(scores: Sequence[float | None]) -> Iterator[tuple[int, int]]:
+    """Which responses are better than which, by their numbers.
+
+    >>> list(comparisons([9.0, 7.0, 7.0, None]))
+    [(0, 1), (0, 2)]
+    """
+    for (i, a), (j, b) in permutations(enumerate(scores), 2):
+        if a is not None and b is not None and a > b:
+            yield i, j
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +74,7 @@ class Example:
     2
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: Content
     responses: tuple[Response, ...]
     source: str = ""
 

@@ -28,7 +28,7 @@ from prefopt.data.mix import Source, open_sources
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.terminal import counted, printable
-from prefopt.types import Example, Finding, Message
+from prefopt.types import Content, Example, Finding, comparisons
 
 if TYPE_CHECKING:
     from prefopt.config import Check
@@ -123,7 +123,7 @@ class Seen(Usable):
 
 def _pairs(example: Example) -> int:
     """Comparisons that the scores of one example decide: 1 for a pair, up to K(K-1)/2 for a ranking."""
-    return sum(a.score != b.score for a, b in itertools.combinations(example.responses, 2))
+    return len(list(comparisons([response.score for response in example.responses])))
 
 
 def _tokens(report: Report, encoder: Encoder, parts: Iterable[Part]) -> None:
@@ -172,7 +172,7 @@ def borders(part: Part) -> Iterator[Finding]:
 def _written(example: Example) -> dict[str, str]:
     """An example as it was read."""
 
-    def text(content: str | tuple[Message, ...]) -> str:
+    def text(content: Content) -> str:
         return content if isinstance(content, str) else "\n".join(f"<{turn.role}> {turn.content}" for turn in content)
 
     return _headed(example, [text(example.prompt), *(text(r.content) for r in example.responses)])

@@ -31,7 +31,7 @@ from prefopt.data.render import (
 )
 from prefopt.data.shelf import Writer
 from prefopt.errors import UserError
-from prefopt.types import Encoded, Example, Finding, Message
+from prefopt.types import Content, Encoded, Example, Finding
 
 Overlong = Literal["drop", "cut-prompt", "cut-response"]
 TrainOn = Literal["last-assistant", "all-assistant"]
@@ -323,7 +323,7 @@ class Encoder:
             data.examples = shelf.in_memory()
         return data
 
-    def prompts(self, prompts: Sequence[str | tuple[Message, ...]], survey: Survey | None = None) -> list[np.ndarray]:
+    def prompts(self, prompts: Sequence[Content], survey: Survey | None = None) -> list[np.ndarray]:
         """Ids of prompts alone, as in training: what a generator reads. UserError if a template refuses one.
 
         ``survey``: of all prompts that are asked for, where these are some of them.
@@ -488,5 +488,5 @@ def _texts(example: Example) -> Iterator[str]:
             yield from (message.content for message in part)
 
 
-def _said(content: str | tuple[Message, ...]) -> str:
+def _said(content: Content) -> str:
     return (content if isinstance(content, str) else content[-1].content).strip()

@@ -5,7 +5,6 @@ One pass, in order, with a few hashes per example, so that a list of any length 
 
 from __future__ import annotations
 
-import itertools
 import json
 from array import array
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xxhash
 
-from prefopt.types import Example, Finding, Message
+from prefopt.types import Content, Example, Finding, comparisons
 
 
 def inspected(examples: Iterable[Example], said: Said) -> Iterator[tuple[Example, list[Finding]]]:
@@ -112,9 +111,9 @@ def _comparisons(responses: list[bytes], scores: list[float | None]) -> Iterator
     """Which response is said to be better than which; an unpaired one is above or below all else."""
     if len(responses) == 1 and scores[0] is not None:
         yield (responses[0], ALL_ELSE) if scores[0] > 0 else (ALL_ELSE, responses[0])
-    for (a, above), (b, below) in itertools.combinations(zip(responses, scores, strict=True), 2):
-        if above is not None and below is not None and above > below and a != b:
-            yield a, b
+    for better, worse in comparisons(scores):
+        if responses[better] != responses[worse]:
+            yield responses[better], responses[worse]
 
 
 def _order(scores: list[float | None]) -> list[int]:
@@ -128,11 +127,11 @@ def _side(index: int, count: int) -> str:
     return "the response" if count == 1 else ("chosen", "rejected")[index] if count == 2 else f"response {index + 1}"
 
 
-def _text(content: str | tuple[Message, ...]) -> str:
+def _text(content: Content) -> str:
     return content if isinstance(content, str) else "".join(turn.content for turn in content)
 
 
-def _digest(content: str | tuple[Message, ...]) -> bytes:
+def _digest(content: Content) -> bytes:
     return xxhash.xxh3_128_digest(json.dumps(content).encode())
 
 

@@ -17,7 +17,7 @@ from prefopt.data.formats import Layout, detect, named
 from prefopt.data.read import read_rows
 from prefopt.errors import UserError
 from prefopt.progress import Advance, untold
-from prefopt.types import Example, Finding, Message
+from prefopt.types import Content, Example, Finding
 
 HEAD = 100  # rows that the layout is guessed from
 
@@ -111,7 +111,7 @@ def brief(example: Example, width: int = 100) -> list[str]:
     ['  prompt      What is 2+2?', '  response 1  4', '  response 2  5']
     """
 
-    def text(content: str | tuple[Message, ...]) -> str:
+    def text(content: Content) -> str:
         return " ".join((content if isinstance(content, str) else content[-1].content if content else "").split())
 
     prompt = text(example.prompt)

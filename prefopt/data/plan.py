@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import heappop, heappush
-from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +21,7 @@ from prefopt.data.prefixes import common, grown, ids_of, string
 from prefopt.data.shelf import Chosen, Fact, each
 from prefopt.errors import UserError
 from prefopt.transfer import to_device
-from prefopt.types import Encoded, Preferences
-
-Unit = Literal["pair", "ranking", "response", "demonstration"]
-"""What a loss compares, and so what one example of a batch is."""
+from prefopt.types import Encoded, Preferences, Unit, comparisons
 
 
 def units(examples: Sequence[Encoded], unit: Unit) -> Units:
@@ -114,8 +110,7 @@ class Pick(NamedTuple):
 
 
 def _pairs(s: Scores) -> list[Pick]:
-    both = combinations(enumerate(s), 2)
-    return [Pick((i, j)) for (i, a), (j, b) in both if a is not None and b is not None and a > b]
+    return [Pick(both) for both in comparisons(s)]
 
 
 def _ranking(s: Scores) -> list[Pick]:

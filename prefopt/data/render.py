@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
-from prefopt.types import Example, Message
+from prefopt.types import Content, Example, Message
 
 # Written into a tokenizer without a chat template, so that it is saved with the model that learnt it.
 # It gives Anthropic's HH transcripts back as they were.
@@ -280,5 +280,5 @@ class _Rewritten(Exception):
     """The full rendering does not begin with what the model sees when it writes."""
 
 
-def _messages(content: str | tuple[Message, ...]) -> tuple[Message, ...]:
+def _messages(content: Content) -> tuple[Message, ...]:
     return (Message("assistant", content),) if isinstance(content, str) else content

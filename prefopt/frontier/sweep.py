@@ -31,7 +31,6 @@ import yaml
 from prefopt import config as settings
 from prefopt import losses
 from prefopt.config import Setting, Train
-from prefopt.data import plan
 from prefopt.data.encode import Encoder
 from prefopt.data.mix import open_source
 from prefopt.errors import RunFailed, Stopped, UserError
@@ -48,7 +47,7 @@ from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare
 from prefopt.train.run import start
 from prefopt.train.session import execute
-from prefopt.types import Encoded, Example, Message
+from prefopt.types import Encoded, Example, Message, Unit
 from prefopt.whole import whole
 
 Settings = dict[str, Setting]
@@ -250,7 +249,7 @@ class Reader:
     def __init__(self) -> None:
         self._known: dict[Any, Prepared] = {}
 
-    def __call__(self, config: Any, tokenizer: Any, unit: plan.Unit, length: int | None, display: Display) -> Prepared:
+    def __call__(self, config: Any, tokenizer: Any, unit: Unit, length: int | None, display: Display) -> Prepared:
         key = (unit, length, *(getattr(config, name) for name in OF_DATA))
         if key not in self._known:
             self._known[key] = prepare(config, tokenizer, unit, length, display)

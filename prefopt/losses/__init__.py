@@ -37,7 +37,7 @@ tensor([0.0900])
 From Python, pass the instance; on the command line, ``--loss my_file.py:SquaredHinge --beta 0.2``.
 """
 
-from prefopt.losses.base import Loss, Unit, log_ratio, log_sigmoid, pair, pair_output
+from prefopt.losses.base import Loss, log_ratio, log_sigmoid, pair, pair_output
 from prefopt.losses.compose import WithNLL
 from prefopt.losses.custom import Custom
 from prefopt.losses.named import LOSSES, Option, make_loss, options_of, spec_of
@@ -69,7 +69,6 @@ __all__ = [
     "SPPOHard",
     "SigmoidNorm",
     "SimPO",
-    "Unit",
     "Unlikelihood",
     "WithNLL",
     "kto_baseline",

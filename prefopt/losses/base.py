@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from prefopt.errors import UserError
-from prefopt.types import LogProbs, LossOutput, Preferences
+from prefopt.types import LogProbs, LossOutput, Preferences, Unit
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help reads the losses' options
     from torch import Tensor
-
-Unit = Literal["pair", "ranking", "response", "demonstration"]
 
 
 class Loss(ABC):

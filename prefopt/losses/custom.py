@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RunFailed, UserError
-from prefopt.losses.base import Loss, Unit
+from prefopt.losses.base import Loss
 from prefopt.terminal import described
-from prefopt.types import LogProbs, LossOutput, Preferences
+from prefopt.types import LogProbs, LossOutput, Preferences, Unit
 
 RESERVED = {"loss", "grad_norm", "learning_rate", "pairs", "tokens", "pairs_per_second", "tokens_per_second"}
 RESERVED |= {"step", "split", "nonfinite", "source", "prompt", "chosen", "rejected", "examples", "prompts"}

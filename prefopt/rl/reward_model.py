@@ -18,14 +18,14 @@ from transformers import AutoModelForSequenceClassification
 from prefopt.data import plan
 from prefopt.errors import UserError
 from prefopt.losses import PlackettLuce
-from prefopt.losses.base import Unit, require_non_negative
+from prefopt.losses.base import require_non_negative
 from prefopt.model.language_model import LanguageModel, Way, rows
 from prefopt.model.load import classifies, pick_device, pick_dtype, whole, without_dropout
 from prefopt.model.probe import random_examples
 from prefopt.model.quiet import quiet
 from prefopt.progress import Advance, untold
 from prefopt.transfer import to_device
-from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch
+from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch, Unit
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """largest difference of a hidden state between the ways of reading, as a share of the largest hidden state"""

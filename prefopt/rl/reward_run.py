@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 
 from prefopt import config as settings
-from prefopt.errors import UserError
 from prefopt.model.load import load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
@@ -18,7 +17,7 @@ from prefopt.train.display import Display
 from prefopt.train.job import Job, count_parameters
 from prefopt.train.run import Tuning
 from prefopt.train.session import execute
-from prefopt.types import Encoded
+from prefopt.types import Encoded, comparisons
 from prefopt.whole import whole
 
 BINS = 10
@@ -74,13 +73,9 @@ def margins_of(units: Sequence[Encoded], found: Sequence[Sequence[float]]) -> tu
     """Of every two responses of which one is better: its reward minus the other's, and which prompt they answer."""
     margins, of = [], []
     for unit, values in zip(units, found, strict=True):
-        for i, better in enumerate(unit.scores):
-            for j, worse in enumerate(unit.scores):
-                if better is not None and worse is not None and better > worse:
-                    margins.append(values[i] - values[j])
-                    of.append(unit.prompt_key)
-    if not margins:
-        raise UserError("the held-out data compare nothing")
+        for better, worse in comparisons(unit.scores):
+            margins.append(values[better] - values[worse])
+            of.append(unit.prompt_key)
     return margins, of
 
 

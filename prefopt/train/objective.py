@@ -14,7 +14,7 @@ from prefopt.model.language_model import LanguageModel
 from prefopt.model.reference import response_keys
 from prefopt.train.metrics import Metrics
 from prefopt.transfer import to_device
-from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch, Preferences
+from prefopt.types import Encoded, LogProbs, LossOutput, PackedBatch, Preferences, Unit
 
 Sums = Mapping[str, tuple[float, int]]
 """What the reference store knows: response key -> (sum of log-probs, number of tokens)."""
@@ -42,7 +42,7 @@ class Objective:
     """where to cut the responses of KTO's baseline, with their prompts: what the model takes may have an end"""
 
     @property
-    def unit(self) -> plan.Unit:
+    def unit(self) -> Unit:
         return self.loss.unit
 
     @property

@@ -21,7 +21,7 @@ from prefopt.data.shelf import Chosen, each
 from prefopt.errors import UserError
 from prefopt.terminal import counted
 from prefopt.train.display import Display
-from prefopt.types import Encoded, Finding
+from prefopt.types import Encoded, Finding, Unit
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Prepared:
         return max(prompt + max(responses) for prompt, *responses in lengths)
 
 
-Prepare = Callable[[Training, Any, plan.Unit, int | None, Display], Prepared]
+Prepare = Callable[[Training, Any, Unit, int | None, Display], Prepared]
 """what ``prepare`` is"""
 
 
-def prepare(config: Training, tokenizer: Any, unit: plan.Unit, max_length: int | None, display: Display) -> Prepared:
+def prepare(config: Training, tokenizer: Any, unit: Unit, max_length: int | None, display: Display) -> Prepared:
     """Read, check, encode, split and plan. UserError when nothing is left, or with ``strict`` on any finding."""
     encoder = Encoder(tokenizer, max_length, config.overlong, config.train_on)
     counts: Counter[str] = Counter()
@@ -110,7 +110,7 @@ def trained_on_too(train: Sequence[Encoded], held_out: Sequence[Encoded]) -> int
     return sum(key in seen for key in each(held_out, "prompt_key"))
 
 
-UNFIT: dict[plan.Unit, tuple[str, str]] = {
+UNFIT: dict[Unit, tuple[str, str]] = {
     "pair": ("unpaired", "it compares no two responses"),
     "ranking": ("unranked", "it ranks no responses"),
     "response": ("unlabelled", "nothing says whether the response is desirable"),
@@ -118,7 +118,7 @@ UNFIT: dict[plan.Unit, tuple[str, str]] = {
 }
 
 
-def _unfit(made: Chosen, unit: plan.Unit) -> list[Finding]:
+def _unfit(made: Chosen, unit: Unit) -> list[Finding]:
     """Of the examples that units were made of, those that hold none."""
     without, sources = np.setdiff1d(np.arange(len(made.examples)), made.at), each(made.examples, "source")
     return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(sources[i] for i in without)]

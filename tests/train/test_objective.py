@@ -19,7 +19,7 @@ from prefopt.train import loop, reference, run
 from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.objective import Objective
-from prefopt.types import LossOutput
+from prefopt.types import LossOutput, Unit
 from tests.train import tiny
 
 
@@ -28,7 +28,7 @@ def own_store(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
 
 
-def data_for(given, unit: plan.Unit) -> str:
+def data_for(given, unit: Unit) -> str:
     return {"ranking": given.rankings, "response": given.unpaired}.get(unit, given.pairs)
 
 
