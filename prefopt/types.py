@@ -250,21 +250,3 @@ class LossOutput:
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Mean(NamedTuple):
-    """A metric on its way to the log: sums and counts add up across micro-batches and ranks.
-
-    >>> (Mean(3.0, 2) + Mean(1.0, 2)).value
-    1.0
-    """
-
-    sum: float
-    count: int  # type: ignore[assignment]  # of observations; tuple.count is never meant
-
-    def __add__(self, other: Mean) -> Mean:  # type: ignore[override]
-        return Mean(self.sum + other.sum, self.count + other.count)
-
-    @property
-    def value(self) -> float:
-        return self.sum / self.count if self.count else float("nan")

@@ -200,8 +200,8 @@ class PlackettLuce(Loss):
 def kto_baseline(mismatched_policy: LogProbs, mismatched_reference: LogProbs) -> Tensor:
     """KTO's z0 = max(0, mean of s), a scalar without gradient, in nats.
 
-    The responses are mismatched: y_{i+1} answers x_i. Hand over those of a whole optimizer step, over all
-    ranks, for the result not to depend on how it is split. Ethayarajh et al. 2024, 2402.01306, sec. 4.1.
+    The responses are mismatched: y_{i+1} answers x_i. Hand over those of a whole optimizer step, for the
+    result not to depend on how it is split. Ethayarajh et al. 2024, 2402.01306, sec. 4.1.
 
     >>> import torch
     >>> lp = lambda *sums: LogProbs(torch.tensor(sums), torch.ones(len(sums)))

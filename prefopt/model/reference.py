@@ -249,19 +249,18 @@ def fill(
     store: ReferenceStore,
     scorer: Callable[[list[str]], Iterable[Row]],
     wanted: Iterable[str],
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sums:
     """The figures of all ``wanted``, computing those that the store lacks.
 
     ``scorer`` is called once, with the keys that are missing, and not at all when there are none; what
     it yields, in any order, is committed every 256 figures and every 2 seconds, and also when it
-    raises. ``progress(done, total)`` counts the missing ones.
+    raises.
     """
     wanted = list(dict.fromkeys(wanted))
     known = store.get(wanted)
     missing = [key for key in wanted if key not in known]
     if missing:
-        done, pending, committed = 0, [], time.monotonic()
+        pending, committed = [], time.monotonic()
         scored: Sums = {}  # a store that is found damaged on the way is begun anew
         try:
             for row in scorer(missing):
@@ -270,11 +269,9 @@ def fill(
                 if len(pending) >= 256 or time.monotonic() - committed > 2:
                     batch, pending = pending, []
                     store.put(batch)
-                    done, committed = done + len(batch), time.monotonic()
-                    progress(done, len(missing))
+                    committed = time.monotonic()
         finally:
             store.put(pending)
-        progress(done + len(pending), len(missing))
         held = store.get(wanted)
         known = {**known, **scored, **held}
         store.put([(key, *known[key]) for key in wanted if key in known and key not in held])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
+from prefopt.rl.ppo import entropy
 from prefopt.rl.rewards import Reward
 from prefopt.rl.value import ValueModel
 from prefopt.types import Encoded, PackedBatch
@@ -42,7 +43,7 @@ class Rollouts:
         return {
             "reward": float(self.scores.double().mean()),
             "kl": self.kl,
-            "entropy": -float(self.logps.double().mean()),
+            "entropy": float(entropy(self.logps.double()).mean()),
             "response_length": float(self.length.double().mean()),
             "ended": float(self.ended.double().mean()),
         }

@@ -21,7 +21,7 @@ from prefopt.data import plan
 from prefopt.model.subnormal import flushed_to_zero
 from prefopt.progress import Advance, untold
 from prefopt.train.guard import Guard
-from prefopt.train.metrics import Metrics, averages
+from prefopt.train.metrics import Metrics
 from prefopt.train.objective import Objective, Ready
 from prefopt.train.optimizer import Schedule as Decay
 from prefopt.train.optimizer import learning_rate, set_learning_rate, step_if
@@ -218,7 +218,7 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figure
     of_loss, of_step = metrics.send(), own.send()
 
     def read() -> dict[str, float]:
-        values, (norm, finite) = averages(of_loss.read()), averages(of_step.read()).values()
+        values, (norm, finite) = of_loss.read(), of_step.read().values()
         state.guard.saw(step, finite == 1, values["loss"], norm)
         return values | {
             "grad_norm": norm,

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefopt.errors import RunFailed, UserError
-from prefopt.types import Mean
 
 if TYPE_CHECKING:
     import torch
@@ -61,13 +60,9 @@ class Metrics:
         arrived.record()
         return Sent(counts, there, arrived)
 
-    def drain(self) -> dict[str, Mean]:
-        """Sums and counts so far, on the host; starts anew. To be added up across ranks."""
-        return self.send().read()
-
     def reduce(self) -> dict[str, float]:
         """The averages so far; starts anew. A name that nothing was counted for has none, and is left out."""
-        return averages(self.drain())
+        return self.send().read()
 
 
 @dataclass(frozen=True)
@@ -82,35 +77,18 @@ class Sent:
         """Whether ``read`` would not have to wait."""
         return self.arrived is None or self.arrived.query()
 
-    def read(self) -> dict[str, Mean]:
+    def read(self) -> dict[str, float]:
+        """The averages of what was counted; waits until the sums are there."""
         if self.sums is None:
             return {}
         if self.arrived is not None:
             self.arrived.synchronize()
-        return {name: Mean(total, n) for (name, n), total in zip(self.counts.items(), self.sums.tolist(), strict=True)}
-
-
-def averages(means: Mapping[str, Mean]) -> dict[str, float]:
-    """Of what was counted."""
-    return {name: mean.value for name, mean in means.items() if mean.count}
+        return {name: total / n for (name, n), total in zip(self.counts.items(), self.sums.tolist(), strict=True) if n}
 
 
 def _precise(value: Tensor) -> Tensor:
     """Float64 for the sum: a run's worth of tokens outgrows float32. Apple's GPUs have no float64."""
     return value.float() if value.device.type == "mps" else value.double()
-
-
-def add_up(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
-    """The same metrics from several ranks as one; a rank need not know every name.
-
-    >>> add_up({"loss": Mean(2.0, 1)}, {"loss": Mean(4.0, 2), "kl": Mean(1.0, 1)})
-    {'loss': Mean(sum=6.0, count=3), 'kl': Mean(sum=1.0, count=1)}
-    """
-    total: dict[str, Mean] = {}
-    for part in parts:
-        for name, mean in part.items():
-            total[name] = total[name] + mean if name in total else mean
-    return total
 
 
 class MetricsFile:

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from prefopt.errors import UserError
-from prefopt.train.metrics import Metrics, MetricsFile, add_up, peak_memory, read_metrics
-from prefopt.types import Mean
+from prefopt.train.metrics import Metrics, MetricsFile, peak_memory, read_metrics
 
 
 def test_every_example_weighs_the_same_however_it_was_batched():
@@ -18,13 +17,12 @@ def test_every_example_weighs_the_same_however_it_was_batched():
     assert parts.reduce()["loss"] == pytest.approx(whole.reduce()["loss"], rel=1e-12)
 
 
-def test_drain_starts_anew_and_adds_up_across_ranks():
-    ranks = [Metrics(), Metrics()]
-    ranks[0].add({"loss": torch.tensor([1.0, 3.0])})
-    ranks[1].add({"loss": torch.tensor([5.0]), "kl": torch.tensor([2.0])})
-    total = add_up(*(rank.drain() for rank in ranks))
-    assert total == {"loss": Mean(9.0, 3), "kl": Mean(2.0, 1)}
-    assert ranks[0].drain() == {}
+def test_it_starts_anew_once_it_has_told():
+    metrics = Metrics()
+    metrics.add({"loss": torch.tensor([1.0, 3.0]), "kl": torch.tensor([2.0])})
+    assert metrics.reduce() == {"loss": 2.0, "kl": 2.0} and metrics.reduce() == {}
+    metrics.add({"loss": torch.tensor([5.0])})
+    assert metrics.reduce() == {"loss": 5.0}
 
 
 def test_no_gradient_is_kept_and_bool_and_half_are_added_precisely():
