@@ -245,11 +245,7 @@ def _is_environment(error: Exception) -> bool:
     return any(sign in str(error) for sign in signs)
 
 
-def fill(
-    store: ReferenceStore,
-    scorer: Callable[[list[str]], Iterable[Row]],
-    wanted: Iterable[str],
-) -> Sums:
+def fill(store: ReferenceStore, scorer: Callable[[list[str]], Iterable[Row]], wanted: Iterable[str]) -> Sums:
     """The figures of all ``wanted``, computing those that the store lacks.
 
     ``scorer`` is called once, with the keys that are missing, and not at all when there are none; what
