@@ -80,6 +80,7 @@ def prefopt_compiled(task: Task) -> Run:
 def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.ahead import ahead
+    from prefopt.data.shelf import longest
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
     from prefopt.train import optimizer
@@ -87,8 +88,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     from prefopt.train.loop import Hooks, Schedule, TrainingState, cut, repeat, train_step
     from prefopt.train.objective import Objective
 
-    longest = max(len(e.prompt) + len(r) for e in task.examples for r in e.responses)
-    lm = load_model(str(task.model), task.dtype, task.device, longest)
+    lm = load_model(str(task.model), task.dtype, task.device, longest(task.examples))
     assert lm.way == "tree", lm.why
     if compiled:
         for layer in lm.layers:
@@ -108,7 +108,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
         run.seconds.append(task.batch_size / values["pairs_per_second"])
 
     with closing(ahead(partial(cut, objective), task.batches)) as ready:
-        repeat(train_step, state, ready, schedule, Hooks(log, lambda step: None, lambda step: None))
+        repeat(train_step, state, ready, schedule, Hooks(log))
 
 
 def _reference(objective: Any, pairs: Sequence[Encoded]) -> dict[str, tuple[float, int]]:

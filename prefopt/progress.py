@@ -10,7 +10,7 @@ Advance = Callable[[float], object]
 """told how much more is done"""
 
 
-def untold(_: object) -> None:
+def untold(*_: object) -> None:
     """Where nobody looks."""
 
 

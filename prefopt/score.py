@@ -22,7 +22,7 @@ from typing import IO, Any
 from prefopt.config import Score
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
-from prefopt.data.shelf import each
+from prefopt.data.shelf import longest
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.figures import Figures
 from prefopt.model.load import check_reference, load_model, load_tokenizer
@@ -69,8 +69,7 @@ def run(config: Score) -> int:
 
 def _figures(config: Score, name: str, examples: Sequence[Encoded], display: Display) -> Figures:
     """What one model thinks of all responses; the model is let go again."""
-    longest = max(prompt + max(responses) for prompt, *responses in each(examples, "lengths"))
-    lm = load_model(name, config.dtype, config.device, longest)
+    lm = load_model(name, config.dtype, config.device, longest(examples))
     if lm.why:
         display.note(lm.why)
     return figures_of(lm, scope_of(lm), lambda: iter(examples), config.tokens_per_microbatch, display, name)

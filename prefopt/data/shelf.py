@@ -63,6 +63,11 @@ def each(examples: Sequence[Encoded], fact: Fact) -> list[Any]:
     return examples.each(fact) if isinstance(examples, Lazy) else [getattr(example, fact) for example in examples]
 
 
+def longest(examples: Sequence[Encoded]) -> int:
+    """Tokens of the longest prompt with a response; 0 where there is none."""
+    return max((prompt + max(responses) for prompt, *responses in each(examples, "lengths")), default=0)
+
+
 class Lazy(Sequence[Encoded]):
     """Examples, each made anew when it is asked for; a slice of them is a list."""
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from prefopt.demo.tune import TOKENS, Start, compared, nothing, schedule
+from prefopt.data.shelf import longest
+from prefopt.demo.tune import TOKENS, Start, compared, schedule
 from prefopt.demo.world import World, the_world
 from prefopt.generate import Prompt
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model
@@ -47,11 +48,10 @@ def learn(start: Start, rate: float = RATE) -> np.ndarray:
     if kept.exists():
         return cast(np.ndarray, np.load(kept))
     world, units = the_world(), compared(start)
-    longest = max(len(unit.prompt) + max(map(len, unit.responses)) for unit in units)
-    lm = load_reward_model(str(start.model), world.tokenizer, "float32", "cpu", longest)
+    lm = load_reward_model(str(start.model), world.tokenizer, "float32", "cpu", longest(units))
     objective = cast(Any, RewardObjective(RewardLoss(), lm, TOKENS))
     state = TrainingState(objective, optimizer.build("adamw", lm.module.named_parameters()), Guard())
-    fit(state, units, schedule(start, rate, len(units)), Hooks(nothing, nothing, nothing))
+    fit(state, units, schedule(start, rate, len(units)), Hooks())
     lm.save(start.reward_model)
     world.tokenizer.save_pretrained(start.reward_model)
     rewards = world.rewards(lm.bare)

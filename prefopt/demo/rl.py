@@ -13,7 +13,7 @@ from pathlib import Path
 from prefopt.data.encode import Encoder
 from prefopt.demo.methods import Method
 from prefopt.demo.rewards import TrueReward
-from prefopt.demo.tune import Snapshot, Start, nothing
+from prefopt.demo.tune import Snapshot, Start
 from prefopt.demo.world import the_world
 from prefopt.model.load import load_model
 from prefopt.rl.loop import PPO, PPOState, ppo_step
@@ -67,7 +67,7 @@ def ppo(
             snapshots.append(Snapshot(step, world.logps(policy.module)))
 
     prompts_of_steps = batches(asked, schedule, state.step)
-    repeat(partial(ppo_step, method=method), state, prompts_of_steps, schedule, Hooks(nothing, look, nothing))
+    repeat(partial(ppo_step, method=method), state, prompts_of_steps, schedule, Hooks(evaluate=look))
     if out is not None:
         policy.save(out)
         world.tokenizer.save_pretrained(out)

@@ -80,7 +80,7 @@ def tune(start: Start, loss: Loss, rate: float, flip: float = 0.0, out: Path | N
         if step:
             snapshots.append(Snapshot(step, world.logps(lm.module)))
 
-    fit(state, units, schedule(start, rate, len(units)), Hooks(nothing, look, nothing))
+    fit(state, units, schedule(start, rate, len(units)), Hooks(evaluate=look))
     if out is not None:
         lm.save(out)
         world.tokenizer.save_pretrained(out)
@@ -122,7 +122,3 @@ def known(reference: bytes) -> Sums:
         response_keys(world.encoded(x, (y,)))[0]: (float(logps[x, y]), length)
         for x, y in product(*map(range, logps.shape))
     }
-
-
-def nothing(*_: object) -> None:
-    pass

@@ -109,6 +109,12 @@ def readable(folder: Path) -> None:
         file.chmod(mode)
 
 
+def count_parameters(model: Any) -> int:
+    """From a configuration alone: the model is laid out without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model).parameters())
+
+
 def pick_device(device: str) -> torch.device:
     """UserError when CUDA is asked for and there is none."""
     if device == "cuda" and not torch.cuda.is_available():

@@ -23,7 +23,7 @@ from prefopt.config import NewModel, SettingError
 from prefopt.data.read import read_rows
 from prefopt.data.render import PLAIN_TEMPLATE
 from prefopt.errors import RunFailed, UserError
-from prefopt.model.load import load_tokenizer, readable
+from prefopt.model.load import count_parameters, load_tokenizer, readable
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 ASPECT = 48  # width / layers that is aimed at: shallow and wide computes well, and learns well when small
@@ -150,7 +150,8 @@ def choose_shape(config: NewModel, tokenizer: Any) -> Shape:
     best: Shape | None = None
     smallest = math.inf
     for width in _widths(scale / 4, scale * 2):
-        one, two = (_count(config, tokenizer, _shape(width, layers)) for layers in (1, 2))
+        shapes = (_shape(width, layers) for layers in (1, 2))
+        one, two = (count_parameters(model_config(config, tokenizer, shape)) for shape in shapes)
         smallest = min(smallest, one)
         layers = max(1, round((asked - one) / (two - one)) + 1)
         shape = _shape(width, layers)
@@ -179,13 +180,6 @@ def _nearer(shape: Shape, other: Shape | None) -> bool:
         return abs(math.log(s.width / s.layers / ASPECT))
 
     return other is None or distance(shape) < distance(other)
-
-
-def _count(config: NewModel, tokenizer: Any, shape: Shape) -> int:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(config, tokenizer, shape))
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def model_config(config: NewModel, tokenizer: Any, shape: Shape) -> Any:

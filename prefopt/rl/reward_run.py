@@ -9,12 +9,12 @@ from typing import Any, cast
 import numpy as np
 
 from prefopt import config as settings
-from prefopt.model.load import load_config
+from prefopt.model.load import count_parameters, load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
 from prefopt.train import defaults, outcome
 from prefopt.train.display import Display
-from prefopt.train.job import Job, count_parameters
+from prefopt.train.job import Job
 from prefopt.train.run import Tuning
 from prefopt.train.session import execute
 from prefopt.types import Encoded, comparisons

@@ -8,9 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
 from prefopt import config as settings
 from prefopt import losses
@@ -18,7 +16,15 @@ from prefopt.data import plan
 from prefopt.data.shelf import each
 from prefopt.errors import UserError
 from prefopt.model import recompute
-from prefopt.model.load import check_reference, load_config, load_tokenizer, pick_device, pick_dtype, positions
+from prefopt.model.load import (
+    check_reference,
+    count_parameters,
+    load_config,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+    positions,
+)
 from prefopt.terminal import counted
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
@@ -192,12 +198,6 @@ class Job:
     def bytes_a_token(self) -> int:
         device = pick_device(self.config.device)
         return defaults.bytes_a_token(load_config(self.config.model), pick_dtype(self.config.dtype, device), device)
-
-
-def count_parameters(model: Any) -> int:
-    """From a configuration alone: the model is laid out without memory."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(model).parameters())
 
 
 def check_folder(config: settings.Training) -> None:

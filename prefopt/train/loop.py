@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
@@ -61,11 +61,11 @@ class Hooks:
     ``stop`` ends the run by an exception, once ``stopping`` says that it was asked to.
     """
 
-    log: Callable[[int, dict[str, float]], None]
-    evaluate: Callable[[int], object]
-    save: Callable[[int], None]
-    stopping: Callable[[], bool] = field(default=lambda: False)
-    stop: Callable[[int], None] = field(default=lambda step: None)
+    log: Callable[[int, dict[str, float]], object] = untold
+    evaluate: Callable[[int], object] = untold
+    save: Callable[[int], object] = untold
+    stopping: Callable[[], bool] = lambda: False
+    stop: Callable[[int], object] = untold
 
 
 class Stepping(Protocol):
@@ -141,7 +141,7 @@ def repeat(
 class Unread:
     """The newest step's figures, until they are there or another step has been asked for; then they are logged."""
 
-    log: Callable[[int, dict[str, float]], None]
+    log: Callable[[int, dict[str, float]], object]
     newest: tuple[int, Figures, float, float] | None = None
     ended: float = 0.0
     """when the last one that was read was through"""

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from prefopt.config import Training
 from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
-from prefopt.data.shelf import Chosen, each
+from prefopt.data.shelf import Chosen, each, longest
 from prefopt.errors import UserError
 from prefopt.terminal import counted
 from prefopt.train.display import Display
@@ -44,8 +43,7 @@ class Prepared:
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        lengths = chain(each(self.train, "lengths"), each(self.held_out, "lengths"))
-        return max(prompt + max(responses) for prompt, *responses in lengths)
+        return max(longest(self.train), longest(self.held_out))
 
 
 Prepare = Callable[[Training, Any, Unit, int | None, Display], Prepared]

@@ -18,7 +18,7 @@ from prefopt.model.reference import check_step_zero
 from prefopt.model.scoring import figures_of, scope_of
 from prefopt.train.display import Display
 from prefopt.train.job import Job
-from prefopt.train.loop import evaluation_batches
+from prefopt.train.loop import batches, evaluation_batches
 from prefopt.train.objective import Objective
 from prefopt.types import Encoded
 
@@ -37,19 +37,16 @@ def reference_sums(job: Job, objective: Objective, display: Display) -> Objectiv
 
 def _asked(job: Job, objective: Objective) -> Iterator[Encoded]:
     """Everything whose reference log-prob some step or evaluation will need."""
-    config, units = job.schedule, job.data.train
-    order = plan.order(units, config.seed, config.group_by_prompt)
-    if config.steps * config.batch_size < len(units):  # a short run asks for what it reads, not for all
-        yield from (units[i] for step in range(config.steps) for i in order.batch(step, config.batch_size))
+    schedule, units = job.schedule, job.data.train
+    if schedule.steps * schedule.batch_size < len(units):  # a short run asks for what it reads, not for all
+        yield from chain.from_iterable(batches(units, schedule, 0))
         yield from job.sample
     else:
         yield from units
     yield from job.data.held_out
     if objective.loss.needs_baseline:
-        for step in range(config.steps):
-            together = [units[i] for i in order.batch(step, config.batch_size)]
-            yield from plan.mismatched(together, job.data.longest)
-        for batch in chain(evaluation_batches(job.data.held_out), evaluation_batches(job.sample)):
+        held_out, sample = evaluation_batches(job.data.held_out), evaluation_batches(job.sample)
+        for batch in chain(batches(units, schedule, 0), held_out, sample):
             yield from plan.mismatched(batch, job.data.longest)
 
 
@@ -60,9 +57,7 @@ def verify_step_zero(job: Job, objective: Objective) -> None:
     """
     if objective.reference is None or not starts_from_reference(job):
         return
-    units = job.data.train
-    order = plan.order(units, job.schedule.seed, job.schedule.group_by_prompt)
-    batch = [units[i] for i in order.batch(0, job.schedule.batch_size)]
+    batch = next(batches(job.data.train, job.schedule, 0))
     for group in objective.lm.microbatches(batch, objective.tokens_per_microbatch):
         policy, reference = objective.lm.score(objective.lm.pack(group)), objective.reference_logprobs(group)
         assert reference is not None

@@ -219,7 +219,7 @@ def test_a_rate_is_positive_whenever_the_figures_come(monkeypatch):
     clock.log = lambda step, values: (clock.rates.append(values["pairs_per_second"]), clock.__dict__.update(
         now=clock.now + 0.05))  # fmt: skip
     schedule = loop.Schedule(12, 8, 1.0, 0, "constant", 1.0, 0, 0, 100)
-    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log, lambda step: None, lambda step: None))
+    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log))
     assert len(clock.rates) == 12 and all(0 < rate <= 8 / 0.01 * 1.01 for rate in clock.rates)
 
 
@@ -228,7 +228,7 @@ def test_a_rate_is_positive_whenever_the_figures_come(monkeypatch):
 def test_a_rate_is_the_slower_ones(monkeypatch, host, device, save_every):
     clock = Clock(monkeypatch, host, device)
     schedule = loop.Schedule(12, 8, 1.0, 0, "constant", 1.0, 0, 0, save_every)
-    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log, lambda step: None, lambda step: None))
+    loop.repeat(clock.take, clock, count(), schedule, loop.Hooks(clock.log))
     assert clock.rates == pytest.approx([8 / max(host, device)] * 12, rel=0.12)
 
 
