@@ -16,9 +16,10 @@ from benchmarks import TRL_AT_ONCE, report
 from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
-SCHEMES = ("prefopt", "prefopt-compiled", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
+SCHEMES = ("prefopt", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
+ON_GPU = ("prefopt-lean", "prefopt-compiled", "prefopt-layers", "trl-best-4", "trl-best-8", "trl-best-16")
 BETAS = (0.05, 0.1, 0.5, 1.0)  # of the sweep
-SIZES = ("toy", "30M", "0.5B", "7B")
+SIZES = ("toy", "30M", "0.5B", "3B", "7B")
 BATCHES = {
     "hh": (8, 16, 64),
     "sweep": (8,),
@@ -37,12 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ultrafeedback", help="preference file for the workload of that name, left out without")
     parser.add_argument("--workloads", nargs="+", default=list(BATCHES), choices=list(BATCHES))
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="of the hh workload, instead of 8 16 64")
-    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=[*SCHEMES, *ON_GPU])
     parser.add_argument("--rounds", type=int, default=3, help="times that every scheme takes its turn")
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each turn; the first is not timed")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each turn")
+    parser.add_argument("--untimed", type=int, default=1, help="the first of them, which warm up")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=float, default=900, help="seconds after which a turn is given up")
-    parser.add_argument("--pairs-at-once", type=int, default=2, help="trl-best's micro-batch")
     parser.add_argument("--size", default="30M", choices=SIZES, help="of the model; toy: to see that it runs")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json, RESULTS.md, results.svg")
@@ -104,17 +105,18 @@ def _turns(args: argparse.Namespace, name: str, folder: str) -> Iterator[dict[st
             for scheme in schemes if turn % 2 == 0 else schemes[::-1]:
                 record = measured(
                     args.threads, args.timeout, work="steps", folder=folder, scheme=scheme,
-                    batch_size=batch, steps=args.steps, pairs_at_once=args.pairs_at_once, device=args.device,
+                    batch_size=batch, steps=args.steps, device=args.device,
                     dtype="bfloat16" if args.device == "cuda" or name == "hh-bf16" else "float32",
                     betas=BETAS if name == "sweep" else (0.1,),
                 )  # fmt: skip
-                yield record | {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
+                told = {"workload": name, "scheme": scheme, "batch_size": batch, "turn": turn}
+                yield record | told | {"untimed": args.untimed}
 
 
 def _schemes(args: argparse.Namespace, batch: int) -> list[str]:
     """What is asked for and installed; where a step is no more than TRL takes at once, one row of it is enough."""
     no = {"trl-whole"} if batch <= TRL_AT_ONCE and "trl" in args.schemes else set()
-    no |= {"prefopt-compiled"} if args.device == "cpu" else set()
+    no |= set(ON_GPU) if args.device == "cpu" else set()
     return [s for s in args.schemes if s not in no and (not s.startswith("trl") or find_spec("trl"))]
 
 

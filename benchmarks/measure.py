@@ -28,6 +28,7 @@ def measured(threads: int, timeout: float | None = None, **asked: Any) -> dict[s
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {timeout:g} s"}
     if child.returncode:
+        print(child.stderr[-4000:], file=sys.stderr, flush=True)
         last = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         return {"failed": last[:300]}
     return json.loads(child.stdout.splitlines()[-1])

@@ -32,8 +32,8 @@ class Row:
 
     @property
     def pairs_per_second(self) -> float:
-        """After the reference pass, if there is one; the first step, which warms up, is not counted."""
-        return self._median(lambda r: r["batch_size"] * (len(r["seconds"]) - 1) / sum(r["seconds"][1:]))
+        """After the reference pass, if there is one; the first steps, which warm up, are not counted."""
+        return self._median(lambda r: r["batch_size"] * len(_timed(r, "seconds")) / sum(_timed(r, "seconds")))
 
     @property
     def with_pass(self) -> float:
@@ -45,17 +45,17 @@ class Row:
         """Of the steps that are timed, as their tokens' share of the whole pass: the first may have longer pairs."""
 
         def seconds(r: Record) -> float:
-            return r["reference_seconds"] * sum(r["useful_tokens"][1:]) / sum(r["useful_tokens"])
+            return r["reference_seconds"] * sum(_timed(r, "useful_tokens")) / sum(r["useful_tokens"])
 
-        return self._median(lambda r: seconds(r) / (r["batch_size"] * (len(r["seconds"]) - 1)))
+        return self._median(lambda r: seconds(r) / (r["batch_size"] * len(_timed(r, "seconds"))))
 
     @property
     def tokens_per_second(self) -> float:
-        return self._median(lambda r: sum(r["useful_tokens"][1:]) / sum(r["seconds"][1:]))
+        return self._median(lambda r: sum(_timed(r, "useful_tokens")) / sum(_timed(r, "seconds")))
 
     @property
     def share_of_peak(self) -> float:
-        return self._median(lambda r: sum(r["useful_flops"][1:]) / sum(r["seconds"][1:]) / r["peak_flops"])
+        return self._median(lambda r: sum(_timed(r, "useful_flops")) / sum(_timed(r, "seconds")) / r["peak_flops"])
 
     @property
     def memory(self) -> float:
@@ -69,6 +69,10 @@ class Row:
     @property
     def losses(self) -> list[float]:
         return self.records[0]["losses"]
+
+
+def _timed(record: Record, what: str) -> list[float]:
+    return record[what][record.get("untimed", 1) :]
 
 
 Rows = dict[tuple[str, int, str], Row]
@@ -100,8 +104,8 @@ def written(results: dict[str, Any]) -> str:
     found = rows(results["records"])
     parts = [
         "# What was measured",
-        f"A model of {results['size']} parameters on {_device(results)}; the first step of a turn "
-        "is not timed, and a rate is the median of the turns', with the slowest and the fastest. "
+        f"A model of {results['size']} parameters on {_device(results)}; {_untimed(results)} of a turn "
+        "not timed, and a rate is the median of the turns', with the slowest and the fastest. "
         f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
         "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times as fast "
         "as this row prefopt is, and how many times prefopt's memory this row takes. Useful tokens are the distinct "
@@ -109,7 +113,7 @@ def written(results: dict[str, Any]) -> str:
         "The newest were measured on: "
         + "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())
         + ".",
-        _load(results["records"]),
+        _load(results),
         "![Pairs a second and peak memory of each](results.svg)",
         *(_table(found, name, batch) for name, batch in dict.fromkeys((n, b) for n, b, _ in found)),
         "## Figures to reach",
@@ -118,6 +122,11 @@ def written(results: dict[str, Any]) -> str:
         "\n".join(f"- {text}" for text in _open(results)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _untimed(results: dict[str, Any]) -> str:
+    count = max((r.get("untimed", 1) for r in results["records"]), default=1)
+    return "the first step is" if count == 1 else f"the first {count} steps are"
 
 
 def _device(results: dict[str, Any]) -> str:
@@ -132,15 +141,17 @@ def _open(results: dict[str, Any]) -> list[str]:
     return [*on_gpu, *results["left_out"], *dict.fromkeys(alone), *_failures(results["records"])]
 
 
-def _load(records: list[Record]) -> str:
+def _load(results: dict[str, Any]) -> str:
+    records = results["records"]
     busy = [r["others"] for r in records if "failed" not in r]
     if not busy:
         return "Nothing was measured."
     peaks = [r["peak_flops"] / 1e9 for r in records if "failed" not in r and r["workload"] != "hh-bf16"] or [0.0]
     shared = median(busy) > 0.2 or max(peaks) > 1.2 * min(peaks)
+    dtype = "fp32" if results["device"] == "cpu" else "bf16"
     return (
         f"The peak is the best of five products after each turn: {min(peaks):,.0f} to {max(peaks):,.0f} GFLOP/s "
-        f"in fp32. Meanwhile other work kept {median(busy):.1f} cores busy "
+        f"in {dtype}. Meanwhile other work kept {median(busy):.1f} cores busy "
         f"(median over the turns; {max(busy):.1f} at most)."
         + (" The machine was not ours alone: read the ratios, not the rates." if shared else "")
     )
@@ -195,8 +206,18 @@ Target = tuple[str, float, float | None]
 
 
 def _ratio(found: Rows, name: str, batch: int, of: str, peer: str) -> float | None:
-    ours, theirs = found.get((name, batch, "prefopt")), found.get((name, batch, peer))
+    ours, theirs = found.get((name, batch, "prefopt")), _peer(found, name, batch, peer)
     return None if ours is None or theirs is None else getattr(ours, of) / getattr(theirs, of)
+
+
+def _peer(found: Rows, name: str, batch: int, peer: str) -> Row | None:
+    """The fastest of its settings, where there are several."""
+    rows = (row for (n, b, scheme), row in found.items() if (n, b) == (name, batch) and _is(scheme, peer))
+    return max(rows, key=lambda row: row.with_pass, default=None)
+
+
+def _is(scheme: str, peer: str) -> bool:
+    return scheme == peer or (peer == "trl-best" and scheme.startswith(peer))
 
 
 def _wanted_on_gpu(found: Rows) -> list[Target]:

@@ -1,18 +1,22 @@
 """The ways of training that are compared. Each takes the same pairs in the same order and does the same steps.
 
 ``prefopt``           the token tree; the reference once, before the first step
-``prefopt-compiled``  the same, with what stands between the products of a layer compiled; only on a GPU
+``prefopt-lean``      the same with 1,024 tokens at once, where a GPU's memory would take more; only on a GPU
+``prefopt-compiled``  the same, with norms and MLP of each layer compiled; only on a GPU
+``prefopt-layers``    the same, with each layer compiled around its attention; only on a GPU
 ``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
                       activations recomputed
 ``trl-whole``         the same, with all pairs of a step at once
 ``trl-precomputed``   the same, with the reference once, before the first step
-``trl-best``          and with activations kept, and small micro-batches, which pad less
+``trl-best``          and with activations kept, and small micro-batches, which pad less: of 2 pairs;
+                      trl-best-4, -8, -16: of so many
 ``padded``            the scheme of the DPO paper's code: chosen and rejected in one padded batch, whole
                       logits, the reference beside the policy
 
 All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU, and in the workload
 ``hh-bf16``, the weights stay in fp32, and what is computed is bf16. TRL gets token ids where it would tokenize;
-nothing else of it is changed.
+nothing else of it is changed, but that it does not hash the weights of its reference, which no figure here counts.
+Before a pass over the reference is timed on a GPU, one batch is computed, for which both compile kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from benchmarks import TRL_AT_ONCE
 from benchmarks.machine import now
+from prefopt.model import attention
 from prefopt.types import Encoded
 
 PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
@@ -50,7 +55,6 @@ class Task:
     device: str = "cpu"
     dtype: str = "float32"  # what is computed in
     tokens_at_once: int | None = None  # prefopt's; None: its default
-    pairs_at_once: int = 2  # trl-best's
 
     @property
     def batches(self) -> list[Sequence[Encoded]]:
@@ -66,18 +70,39 @@ class Run:
     reference_seconds: float = 0.0
 
 
-def prefopt(task: Task, compiled: bool = False) -> Run:
+def prefopt(task: Task, compiled: Callable[[Any], None] = lambda lm: None) -> Run:
     run, sums = Run(), {}
     for beta in task.betas:
         _train(task, beta, sums, run, compiled)
     return run
 
 
+def prefopt_lean(task: Task) -> Run:
+    return prefopt(replace(task, tokens_at_once=1024))
+
+
 def prefopt_compiled(task: Task) -> Run:
-    return prefopt(task, compiled=True)
+    def parts(lm: Any) -> None:
+        for layer in lm.layers:
+            for name, part in layer.named_children():
+                if "attn" not in name:  # norms and the MLP
+                    part.compile(dynamic=True)
+
+    return prefopt(task, parts)
 
 
-def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
+def prefopt_layers(task: Task) -> Run:
+    def layers(lm: Any) -> None:
+        AttentionInterface.register(attention.NAME, torch.compiler.disable(attention._forward))
+        for layer in lm.layers:
+            layer.compile(dynamic=True)
+
+    return prefopt(task, layers)
+
+
+def _train(
+    task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: Callable[[Any], None]
+) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.ahead import ahead
     from prefopt.data.shelf import longest
@@ -90,13 +115,11 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
 
     lm = load_model(str(task.model), task.dtype, task.device, longest(task.examples))
     assert lm.way == "tree", lm.why
-    if compiled:
-        for layer in lm.layers:
-            for name, part in layer.named_children():
-                if "attn" not in name:  # norms and the MLP
-                    part.compile(dynamic=True)
+    compiled(lm)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
+        if task.device == "cuda":
+            _reference(objective, task.batches[0])
         began = now()
         sums |= _reference(objective, [e for batch in task.batches for e in batch])
         run.reference_seconds = now() - began
@@ -125,7 +148,7 @@ def _budget(module: torch.nn.Module, dtype: torch.dtype) -> int:
     """What ``prefopt train`` would choose."""
     from prefopt.train import defaults
 
-    held = defaults.held(sum(p.numel() for p in module.parameters()))
+    held = defaults.held(sum(p.numel() for p in module.parameters()), dtype=dtype)
     defaults.must_fit(module.device, held)
     each = defaults.bytes_a_token(module.config, dtype, module.device)
     return defaults.tokens_per_microbatch(module.device, held, each)
@@ -181,8 +204,10 @@ def trl(task: Task, pairs_at_once: int = TRL_AT_ONCE, **options) -> Run:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
+    from trl.trainer import dpo_trainer
 
     run = Run()
+    dpo_trainer.hash_module = lambda module: "known"
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
@@ -196,10 +221,12 @@ def trl(task: Task, pairs_at_once: int = TRL_AT_ONCE, **options) -> Run:
         def _prepare_dataset(self, dataset, *args):
             return dataset  # token ids already
 
-        def _precompute_ref_logps(self, *args):
+        def _precompute_ref_logps(self, dataset, *args):
+            if task.device == "cuda":
+                super()._precompute_ref_logps(dataset.select(range(task.batch_size)), *args)
             began = now()
             try:
-                return super()._precompute_ref_logps(*args)
+                return super()._precompute_ref_logps(dataset, *args)
             finally:
                 run.reference_seconds += now() - began
 
@@ -241,16 +268,23 @@ def trl_precomputed(task: Task) -> Run:
     return trl(task, precompute_ref_log_probs=True)
 
 
-def trl_best(task: Task) -> Run:
-    return trl(task, task.pairs_at_once, precompute_ref_log_probs=True, gradient_checkpointing=False)
+def trl_best(task: Task, pairs_at_once: int = 2) -> Run:
+    at_once = 16 if task.device == "cuda" else pairs_at_once  # of the pass, which keeps no activations
+    return trl(
+        task, pairs_at_once, precompute_ref_log_probs=True, precompute_ref_batch_size=at_once,
+        gradient_checkpointing=False,
+    )  # fmt: skip
 
 
 SCHEMES: dict[str, Callable[[Task], Run]] = {
     "prefopt": prefopt,
+    "prefopt-lean": prefopt_lean,
     "prefopt-compiled": prefopt_compiled,
+    "prefopt-layers": prefopt_layers,
     "trl": trl,
     "trl-whole": trl_whole,
     "trl-precomputed": trl_precomputed,
     "trl-best": trl_best,
+    **{f"trl-best-{n}": partial(trl_best, pairs_at_once=n) for n in (4, 8, 16)},
     "padded": padded,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,17 @@ def load_model(
     where = pick_device(device)
     if classifies(name):
         raise UserError(f"{name} is a reward model or classifier: it has no head that writes text")
-    module = whole(AutoModelForCausalLM.from_pretrained, name, "model")
+    module = whole(AutoModelForCausalLM.from_pretrained, name, "model", **straight_to(where))
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
     with quiet():
         probe(lm, longest, learns and where.type == "cuda")
     return lm
+
+
+def straight_to(where: torch.device) -> dict[str, Any]:
+    """How transformers reads weights to a GPU without a copy in the host's memory: with accelerate, where that is."""
+    return {"device_map": {"": where}} if where.type == "cuda" and find_spec("accelerate") else {}
 
 
 def classifies(name: str) -> bool:

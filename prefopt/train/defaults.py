@@ -70,7 +70,7 @@ def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) ->
     """
     if device.type != "cuda":
         return fitting(max(5 * 10**8, held // 4), each, most=MOST_TOKENS["cpu"])
-    room = int(0.8 * torch.cuda.get_device_properties(device).total_memory) - held
+    room = int(0.95 * torch.cuda.get_device_properties(device).total_memory) - held
     return fitting(room, each, most=MOST_TOKENS["cuda"])
 
 
@@ -83,9 +83,10 @@ def must_fit(device: torch.device, held: int) -> None:
         )
 
 
-def held(parameters: int, optimizer: str = "adamw") -> int:
-    """Bytes of weights, gradients and moments."""
-    return 4 * parameters * (2 + (2 if optimizer == "adamw" else 1))
+def held(parameters: int, optimizer: str = "adamw", dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of weights, gradients and moments, and of the weights in a narrower ``dtype`` that is computed in."""
+    narrower = dtype.itemsize if dtype.itemsize < 4 else 0
+    return parameters * (4 * (2 + (2 if optimizer == "adamw" else 1)) + narrower)
 
 
 def bytes_a_token(model: Any, dtype: torch.dtype, device: torch.device) -> int:

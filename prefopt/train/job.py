@@ -192,7 +192,8 @@ class Job:
         return peak_memory() if pick_device(self.config.device).type == "cpu" else 0
 
     def held(self) -> int:
-        return defaults.held(self.parameters, self.config.optimizer)
+        dtype = pick_dtype(self.config.dtype, pick_device(self.config.device))
+        return defaults.held(self.parameters, self.config.optimizer, dtype)
 
     @cached_property
     def bytes_a_token(self) -> int:

@@ -119,19 +119,42 @@ def compiled(monkeypatch):
 def test_its_gradient_is_the_dense_one_and_a_length_costs_no_compilation(compiled, window, softcap):
     made = []
     for tree in (few(20), few(300), few(511), few(700), a_tree(0), a_tree(1)):
-        size = len(tree.subtree_end)
-        q = torch.randn(1, 4, size, 16, requires_grad=True)
-        k, v = (torch.randn(1, 2, size, 16, requires_grad=True) for _ in range(2))
-        out = flex.attend(q, k, v, Tree(tree.subtree_end).block_mask(window, q.device), 0.25, softcap)
-        scores = q @ k.repeat_interleave(2, 1).transpose(2, 3) * 0.25
-        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        hidden = ~visible(tree.subtree_end, tree.positions[0], window)
-        dense = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
-        upstream = torch.randn_like(out)
-        ours, theirs = (torch.autograd.grad(x, (q, k, v), upstream) for x in (out, dense))
+        ours, theirs = outputs_and_gradients(tree, window, softcap, 16, torch.device("cpu"), torch.float32)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
         made.append(compiled())
     assert made == [1, 2, 2, 2, 2, 2]  # one block of 128 tokens is a case of its own
+
+
+def outputs_and_gradients(tree, window, softcap, width, device, dtype):
+    """The kernel's, and those of the dense rule in double precision: out, and of query, key and value."""
+    size, scale = len(tree.subtree_end), width**-0.5
+    q = torch.randn(1, 4, size, width, device=device, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(1, 2, size, width, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+    out = flex.attend(q, k, v, Tree(tree.subtree_end).block_mask(window, device), scale, softcap)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    scores = exact[0] @ exact[1].repeat_interleave(2, 1).transpose(2, 3) * scale
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    hidden = ~visible(tree.subtree_end, tree.positions[0], window).to(device)
+    dense = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ exact[2].repeat_interleave(2, 1)
+    upstream = torch.randn_like(out)
+    ours = [out, *torch.autograd.grad(out, (q, k, v), upstream)]
+    theirs = [dense, *torch.autograd.grad(dense, exact, upstream.double())]
+    return [x.detach() for x in ours], [x.detach().to(dtype) for x in theirs]
+
+
+@cuda
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("window", "softcap", "width"), [(None, None, 64), (None, None, 128), (200, None, 64), (30, 5.0, 32)]
+)
+def test_on_cuda_blocks_and_their_gradients_are_the_dense_ones(window, softcap, width, dtype):
+    """As a share of the norm: products of float32 are rounded to TF32's 11 bits by the kernel's own choice."""
+    for tree in (few(20), few(127), few(511), few(1000), a_tree(0), a_tree(1)):
+        ours, theirs = outputs_and_gradients(tree, window, softcap, width, torch.device("cuda"), dtype)
+        for what, a, b in zip(("out", "query", "key", "value"), ours, theirs, strict=True):
+            off = float((a.double() - b.double()).norm() / b.double().norm())
+            assert off < (1e-2 if dtype == torch.bfloat16 else 1e-3), (len(tree.subtree_end), what, off)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -176,8 +199,8 @@ def watched(monkeypatch) -> list:
 def test_on_cuda_the_tree_gives_the_models_own_numbers(name, dtype, monkeypatch):
     lm = LanguageModel(make_model(name, wide=True).cuda(), dtype=dtype)
     seen = watched(monkeypatch)
-    probe(lm, 64)
-    examples = random_examples(lm, 64)
+    probe(lm, 100)
+    examples = random_examples(lm, 100)
     truth = one_at_a_time(lm, examples)
     assert seen and lm.way == "tree", lm.why
     lm.read_as("tree")

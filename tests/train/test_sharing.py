@@ -177,13 +177,15 @@ def test_the_budget_that_a_run_began_with_stays_when_it_is_resumed(given, tmp_pa
 
 
 def test_on_a_gpu_the_budget_follows_from_its_memory(monkeypatch):
-    """16 bytes a weight, and 34 widths a token and layer of 7B in two bytes."""
+    """18 bytes a weight, and 34 widths a token and layer of 7B in two bytes."""
     memory = SimpleNamespace(total_memory=150 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     gpu, each = torch.device("cuda"), 2 * 34 * 4096 * 32
-    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each) == 12544
-    assert defaults.tokens_per_microbatch(gpu, 16 * 67 * 10**8, each) == 1280
-    assert defaults.tokens_per_microbatch(gpu, 16 * 5 * 10**8, each // 4) == 16384
+    small, large = (defaults.held(n, dtype=torch.bfloat16) for n in (5 * 10**8, 67 * 10**8))
+    assert (small, large) == (18 * 5 * 10**8, 18 * 67 * 10**8)
+    assert defaults.tokens_per_microbatch(gpu, small, each) == 14848
+    assert defaults.tokens_per_microbatch(gpu, large, each) == 2304
+    assert defaults.tokens_per_microbatch(gpu, small, each // 4) == 16384
 
 
 def test_a_model_beyond_the_gpu_is_refused(monkeypatch):
