@@ -200,8 +200,8 @@ def test_on_cuda_the_tree_gives_the_models_own_numbers(name, dtype, monkeypatch)
     lm = LanguageModel(make_model(name, wide=True).cuda(), dtype=dtype)
     seen = watched(monkeypatch)
     probe(lm, 100)
+    assert seen and lm.way == "tree", lm.why
     examples = random_examples(lm, 100)
     truth = one_at_a_time(lm, examples)
-    assert seen and lm.way == "tree", lm.why
     lm.read_as("tree")
     assert float((lm.score(lm.pack(examples)).token - truth).abs().max()) < TOLERANCE[dtype]

@@ -87,7 +87,7 @@ def elsewhere(monkeypatch):
 
 @pytest.fixture
 def wide(given, tmp_path):
-    return SimpleNamespace(**{**given._asdict(), "model": tiny.model(tmp_path / "wide", "wide")})
+    return given._replace(model=tiny.model(tmp_path / "wide", "wide"))
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"kto"}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from itertools import count
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +86,7 @@ def test_a_step_asks_for_nothing(given, tmp_path, name):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_not_waited_for(given, tmp_path):
-    wide = SimpleNamespace(model=tiny.model(tmp_path / "wide", "wide"), pairs=given.pairs)
+    wide = given._replace(model=tiny.model(tmp_path / "wide", "wide"))
     job, ours = objective(wide, tmp_path, "dpo", device="cuda", tokens_per_microbatch=60)
     state = loop.TrainingState(ours, optimizer.build("adamw", ours.lm.module.named_parameters()), Guard())
     batch = loop.cut(ours, job.data.train[:8])
