@@ -8,11 +8,16 @@ from benchmarks.report import Row, Rows
 
 COLOURS = {
     "prefopt": "#2a6fdb",
+    "prefopt-lean": "#123c80",
     "prefopt-compiled": "#7fb0f5",
+    "prefopt-layers": "#4d8ff0",
     "trl": "#c44",
     "trl-whole": "#922",
     "trl-precomputed": "#e08a4a",
     "trl-best": "#e3b34a",
+    "trl-best-4": "#ccc04a",
+    "trl-best-8": "#a8b84a",
+    "trl-best-16": "#7fa34a",
     "padded": "#999",
 }
 

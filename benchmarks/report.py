@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 Record = dict[str, Any]
 
-OPEN = (
-    "HH, 0.5B and 7B shapes, bf16, one H100/H200-class GPU: pairs/s against TRL's default (≥ 4×) and its best (≥ 2×)",
-    "the same: share of the card's measured bf16 matrix-product peak on useful tokens at 7B (≥ 40 %)",
-    "the same: peak memory against TRL's default (≤ 0.6×)",
-    "head in chunks on CUDA against linear_cross_entropy and a Triton kernel",
-)
+OPEN = ("head in chunks on CUDA against linear_cross_entropy and a Triton kernel",)
 
 
 @dataclass(frozen=True)
@@ -99,17 +95,18 @@ def line(record: Record) -> str:
     )
 
 
-def written(results: dict[str, Any]) -> str:
-    """RESULTS.md."""
-    found = rows(results["records"])
+def written(results: dict[str, Any], elsewhere: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> str:
+    """RESULTS.md; ``elsewhere``: results of GPUs, by their folder."""
+    found, up = rows(results["records"]), "" if results["device"] == "cpu" else "../"
     parts = [
         "# What was measured",
-        f"A model of {results['size']} parameters on {_device(results)}; {_untimed(results)} of a turn "
+        f"A model of {results['size']} parameters on {_device(results)}; {_untimed(results)} "
         "not timed, and a rate is the median of the turns', with the slowest and the fastest. "
         f"Pairs of `hh`: {results['data']}. Written by `python -m benchmarks`; the schemes stand in "
-        "[schemes.py](schemes.py), the workloads in [workloads.py](workloads.py). In brackets: how many times as fast "
-        "as this row prefopt is, and how many times prefopt's memory this row takes. Useful tokens are the distinct "
-        "prefixes of a step's sequences, the same for every row; the share of the peak counts only their products.",
+        f"[schemes.py]({up}schemes.py), the workloads in [workloads.py]({up}workloads.py). In brackets: how many times "
+        "as fast as this row prefopt is, and how many times prefopt's memory this row takes. Useful tokens are the "
+        "distinct prefixes of a step's sequences, the same for every row; the share of the peak counts only their "
+        "products.",
         "The newest were measured on: "
         + "; ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())
         + ".",
@@ -118,15 +115,23 @@ def written(results: dict[str, Any]) -> str:
         *(_table(found, name, batch) for name, batch in dict.fromkeys((n, b) for n, b, _ in found)),
         "## Figures to reach",
         _targets(_wanted(found) if results["device"] == "cpu" else _wanted_on_gpu(found)),
+        *(_on_gpu(name, of) for name, of in elsewhere.items()),
         "## Open",
         "\n".join(f"- {text}" for text in _open(results)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _on_gpu(name: str, results: dict[str, Any]) -> str:
+    where = f"### {results['size']} parameters on one {results['machine'].get('gpu', 'GPU')}, bf16"
+    more = f"All of it: [{name}]({name}/RESULTS.md), {results['date']}."
+    parts = [where, _targets(_wanted_on_gpu(rows(results["records"]))), more]
+    return "\n\n".join([*parts, *(f"- {text}" for text in _failures(results["records"]))])
+
+
 def _untimed(results: dict[str, Any]) -> str:
     count = max((r.get("untimed", 1) for r in results["records"]), default=1)
-    return "the first step is" if count == 1 else f"the first {count} steps are"
+    return "the first step of a turn is" if count == 1 else f"the first {count} steps of a turn are"
 
 
 def _device(results: dict[str, Any]) -> str:
@@ -135,10 +140,9 @@ def _device(results: dict[str, Any]) -> str:
 
 
 def _open(results: dict[str, Any]) -> list[str]:
-    on_gpu = OPEN if results["device"] == "cpu" else OPEN[-1:]
     found = rows(results["records"])
     alone = [f"{name}, {batch} pairs: TRL" for name, batch, _ in found if (name, batch, "trl") not in found]
-    return [*on_gpu, *results["left_out"], *dict.fromkeys(alone), *_failures(results["records"])]
+    return [*OPEN, *results["left_out"], *dict.fromkeys(alone), *_failures(results["records"])]
 
 
 def _load(results: dict[str, Any]) -> str:
@@ -262,7 +266,9 @@ def _targets(wanted: Iterable[Target]) -> str:
 
 def _failures(records: Iterable[Record]) -> list[str]:
     failed = [
-        (f"{r['workload']}, {r['batch_size']} pairs, {r['scheme']}", r["failed"]) for r in records if "failed" in r
+        (f"{r['workload']}, {r['batch_size']} pairs, {r['scheme']}", r["failed"].split(". ")[0])
+        for r in records
+        if "failed" in r
     ]
     return [f"{what}: {why}" for what, why in dict.fromkeys(failed)]
 
@@ -272,7 +278,8 @@ def write(folder: Path) -> None:
     from benchmarks.picture import draw
 
     results = json.loads((folder / "results.json").read_text())
-    (folder / "RESULTS.md").write_text(written(results))
+    inside = {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob("*/results.json"))}
+    (folder / "RESULTS.md").write_text(written(results, inside))
     draw(rows(results["records"]), folder / "results.svg")
 
 

@@ -28,7 +28,7 @@ def test_side_by_side(tmp_path, capsys):
         assert row.pairs_per_second > 0 and row.memory > 1e8
 
     written = (tmp_path / "RESULTS.md").read_text()
-    assert "## hh, 4 pairs a step" in written and "GPU" in written
+    assert "## hh, 4 pairs a step" in written and "## Open" in written
     assert "padded" in (tmp_path / "results.svg").read_text()
     assert "prefopt" in capsys.readouterr().out
 
@@ -50,6 +50,26 @@ def test_a_turn_that_fails_is_named_and_not_counted():
     settings = {"date": "today", "size": "toy", "device": "cpu", "threads": 1, "data": "made"}
     written = report.written(settings | {"left_out": [], "records": [failed]})
     assert "hh, 8 pairs, trl: not done after 1 s" in written
+
+
+def test_a_gpus_figures_stand_beside_the_cpus(tmp_path):
+    record = {"workload": "hh", "batch_size": 16, "turn": 0, "date": "today", "untimed": 2, "losses": [0.7] * 4}
+    record |= {"reference_seconds": 0.0, "useful_tokens": [9] * 4, "useful_flops": [4e9] * 4, "peak_flops": 1e10}
+    records = [record | {"scheme": "prefopt", "seconds": [9.0, 9.0, 1.0, 1.0], "memory": 5e9, "others": 0.0}]
+    for scheme, seconds in (("trl", 5.0), ("trl-best", 4.0), ("trl-best-8", 3.0)):
+        records.append(records[0] | {"scheme": scheme, "seconds": [9.0, 9.0, seconds, seconds], "memory": 1e10})
+    gpu = {"date": "today", "size": "7B", "device": "cuda", "threads": 1, "data": "made", "left_out": []}
+    gpu |= {"records": records, "machine": {"gpu": "a card"}}
+    for folder, results in ((tmp_path, gpu | {"device": "cpu", "records": []}), (tmp_path / "card", gpu)):
+        folder.mkdir(exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(results))
+    report.write(tmp_path / "card")
+    report.write(tmp_path)
+    written = (tmp_path / "RESULTS.md").read_text()
+    assert "### 7B parameters on one a card, bf16" in written and "[card](card/RESULTS.md)" in written
+    for figure in ("≥ 4 | 5.00 ✓", "≥ 2 | 3.00 ✓", "≤ 0.6 | 0.50 ✓", "≥ 0.4 | 0.40 ✓"):  # the best of TRL's settings
+        assert figure in written
+    assert "the first 2 steps of a turn are not timed" in (tmp_path / "card/RESULTS.md").read_text()
 
 
 def test_growth(tmp_path, monkeypatch):
