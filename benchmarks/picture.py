@@ -9,8 +9,7 @@ from benchmarks.report import Row, Rows
 COLOURS = {
     "prefopt": "#2a6fdb",
     "prefopt-lean": "#123c80",
-    "prefopt-compiled": "#7fb0f5",
-    "prefopt-layers": "#4d8ff0",
+    "prefopt-layers": "#7fb0f5",
     "trl": "#c44",
     "trl-whole": "#922",
     "trl-precomputed": "#e08a4a",

@@ -2,8 +2,8 @@
 
 ``prefopt``           the token tree; the reference once, before the first step
 ``prefopt-lean``      the same with 1,024 tokens at once, where a GPU's memory would take more; only on a GPU
-``prefopt-compiled``  the same, with norms and MLP of each layer compiled; only on a GPU
-``prefopt-layers``    the same, with each layer compiled around its attention; only on a GPU
+``prefopt-layers``    the same, with each layer compiled around its attention, as a long run of a large model has it; only
+                      on a GPU
 ``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
                       activations recomputed
 ``trl-whole``         the same, with all pairs of a step at once
@@ -32,11 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from benchmarks import TRL_AT_ONCE
 from benchmarks.machine import now
-from prefopt.model import attention
 from prefopt.types import Encoded
 
 PADDED_AT_ONCE = 8  # pairs; more do not fit, since the logits are whole
@@ -70,7 +69,7 @@ class Run:
     reference_seconds: float = 0.0
 
 
-def prefopt(task: Task, compiled: Callable[[Any], None] = lambda lm: None) -> Run:
+def prefopt(task: Task, compiled: bool = False) -> Run:
     run, sums = Run(), {}
     for beta in task.betas:
         _train(task, beta, sums, run, compiled)
@@ -81,28 +80,11 @@ def prefopt_lean(task: Task) -> Run:
     return prefopt(replace(task, tokens_at_once=1024))
 
 
-def prefopt_compiled(task: Task) -> Run:
-    def parts(lm: Any) -> None:
-        for layer in lm.layers:
-            for name, part in layer.named_children():
-                if "attn" not in name:  # norms and the MLP
-                    part.compile(dynamic=True)
-
-    return prefopt(task, parts)
-
-
 def prefopt_layers(task: Task) -> Run:
-    def layers(lm: Any) -> None:
-        AttentionInterface.register(attention.NAME, torch.compiler.disable(attention._forward))
-        for layer in lm.layers:
-            layer.compile(dynamic=True)
-
-    return prefopt(task, layers)
+    return prefopt(task, compiled=True)
 
 
-def _train(
-    task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: Callable[[Any], None]
-) -> None:
+def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.ahead import ahead
     from prefopt.data.shelf import longest
@@ -115,7 +97,7 @@ def _train(
 
     lm = load_model(str(task.model), task.dtype, task.device, longest(task.examples))
     assert lm.way == "tree", lm.why
-    compiled(lm)
+    lm.compile(compiled)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
         if task.device == "cuda":
@@ -279,7 +261,6 @@ def trl_best(task: Task, pairs_at_once: int = 2) -> Run:
 SCHEMES: dict[str, Callable[[Task], Run]] = {
     "prefopt": prefopt,
     "prefopt-lean": prefopt_lean,
-    "prefopt-compiled": prefopt_compiled,
     "prefopt-layers": prefopt_layers,
     "trl": trl,
     "trl-whole": trl_whole,

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,22 @@ class LanguageModel:
         """
         self.bare.set_attn_implementation(attention.NAME if way == "tree" else self._native_attention)
         self.way, self.why = way, why
+
+    def compile(self, wanted: bool = True, backend: str = "inductor") -> None:
+        """Have torch make kernels of what stands in each layer around its attention, at their first use; or not."""
+        for layer in self.layers:
+            layer.compile(dynamic=True, backend=backend) if wanted else setattr(layer, "_compiled_call_impl", None)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Layers as they were before ``compile``, within the block."""
+        compiled = [layer._compiled_call_impl for layer in self.layers]
+        self.compile(wanted=False)
+        try:
+            yield
+        finally:
+            for layer, calls in zip(self.layers, compiled, strict=True):
+                layer._compiled_call_impl = calls
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,8 @@ its own logits. The first of the ways (tree, rows, logits) that reproduces it is
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel, Way
 from prefopt.types import Encoded
 
+log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
 """Largest difference of one token's log-prob, nats. A wrong mask is off by more than this in any trained
 model; in bfloat16 the layouts differ by rounding, so the bar is that of rounding."""
@@ -51,6 +54,24 @@ def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
             problem = f"log-probs differ by up to {off:.2g} nats from one sequence at a time"
         why = why or f"{type(lm.bare).__name__} is read one sequence per row: as a token tree, {problem}"
     raise UserError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
+
+
+def compile_layers(lm: LanguageModel, longest: int) -> str:
+    """Compile the layers of a model that is read as a tree; why not, where what is compiled is not what it was."""
+    examples = random_examples(lm, longest)
+    before = lm.score(lm.pack(examples)).token
+    lm.compile()
+    try:
+        learn(lm, examples)
+        off = float((lm.score(lm.pack(examples)).token - before).abs().max())  # type: ignore[operator]
+        problem = "" if off <= TOLERANCE[lm.dtype] else f"log-probs would differ by up to {off:.2g} nats"
+    except Exception as error:  # whatever a compiler raises
+        log.debug("compiling", exc_info=True)
+        problem = f"{type(error).__name__}: {' '.join(str(error).split()[:24])}"
+    if problem:
+        lm.compile(wanted=False)
+        return f"the layers of {type(lm.bare).__name__} are not compiled, so a step takes longer: {problem}"
+    return ""
 
 
 def rounding(lm: LanguageModel, examples: list[Encoded], narrow: torch.Tensor) -> float:
