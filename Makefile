@@ -34,10 +34,12 @@ bench: bench-env      ## the measurements, beside TRL, in runs/bench
 
 bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
 
-gpu:                  ## what needs a CUDA device (7B: 110 GB), with PYTHON's own torch: tests and measurements
-	$(PYTHON) -m pytest -m cuda tests
-	$(PYTHON) -m benchmarks --device cuda --size 0.5B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-0.5b
-	$(PYTHON) -m benchmarks --device cuda --size 7B --workloads hh --batch-sizes 16 --rounds 1 --out runs/gpu-7b
+GPU := -m benchmarks --device cuda --workloads hh --batch-sizes 16 --rounds 1
+gpu:                  ## what needs a CUDA device (7B: 140 GB), with PYTHON's own torch: tests and measurements
+	-$(PYTHON) -m pytest -m cuda tests
+	$(PYTHON) $(GPU) --size 0.5B --steps 14 --untimed 4 --out runs/gpu-0.5b \
+	--schemes prefopt prefopt-layers trl trl-best-8 trl-best-16
+	$(PYTHON) $(GPU) --size 7B --steps 6 --untimed 2 --out runs/gpu-7b --schemes prefopt prefopt-layers trl trl-best trl-best-4
 
 clean:                ## removes what these targets made, except runs/
 	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -2,8 +2,7 @@
 
 ``prefopt``           the token tree; the reference once, before the first step
 ``prefopt-lean``      the same with 1,024 tokens at once, where a GPU's memory would take more; only on a GPU
-``prefopt-layers``    the same, with each layer compiled around its attention, as a long run of a large model has it; only
-                      on a GPU
+``prefopt-layers``    the same, with each layer compiled around its attention, as large models have it; only on a GPU
 ``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
                       activations recomputed
 ``trl-whole``         the same, with all pairs of a step at once
