@@ -92,7 +92,7 @@ def check(
         how = "guessed" if source.guessed else "as told"
         report.layouts.append(f"{source.name}: {source.layout.name}, {source.layout.about} ({how})")
         if source.unread:
-            report.notes.append(f"{source.name}: these columns are not read: {', '.join(source.unread)}")
+            report.notes.append(source.unread_note)
     if encoder and survey and report.counts["usable"]:
         report.notes += encoder.prepare(survey)
         with show.pass_("encoding", megabytes(sources), " MB") as advance:

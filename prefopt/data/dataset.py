@@ -40,13 +40,15 @@ class Dataset:
 def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, show: Shown = UNSEEN) -> Dataset:
     """All that can be used of these files or hub names; what cannot is among the findings, with ``drops``.
 
-    What a layout was guessed to be is shown before what may take minutes.
+    What a layout was guessed to be, and what it leaves unread, is shown before what may take minutes.
     """
     sources = open_sources(specs, format)
     for source in sources:
         if source.guessed and source.sample is not None:
             for line in (f"{source.name}: read as {source.layout.name}; the first one:", *brief(source.sample)):
                 show.note(line)
+        if source.unread:
+            show.note(source.unread_note)
     data = kept(sources, encoder, show)
     assert isinstance(data.examples, Shelf)
     weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]

@@ -37,6 +37,10 @@ class Source:
     sample: Example | None
     unread: tuple[str, ...]
 
+    @property
+    def unread_note(self) -> str:
+        return f"{self.name}: these columns are not read: {', '.join(self.unread)}"
+
     def __iter__(self) -> Iterator[Example | Finding]:
         return self.read()
 

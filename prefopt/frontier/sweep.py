@@ -287,7 +287,8 @@ class Sweeping:
         sweeping = cls(out, runs, sampling)
         for planned in runs:
             if planned.finished:
-                planned.job.check_unchanged(_read(planned.job.out / "results.json")["data"]["fingerprint"])
+                results = _read(planned.job.out / "results.json")
+                planned.job.check_unchanged(results["data"]["fingerprint"], results.get("code"))
             if sampling.responses:
                 sweeping._asked(planned.job)
         return sweeping

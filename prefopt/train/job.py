@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import yaml
 
 from prefopt import config as settings
@@ -116,6 +117,13 @@ class Job:
         loss = self.config.loss
         return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
+    @cached_property
+    def code(self) -> str:
+        """What stands in the file of a loss or a reward of the user's own: a run goes on with the same."""
+        spec = getattr(self.config, "reward", None) or getattr(self.config, "loss", "")
+        file = Path(spec.rpartition(":")[0] if isinstance(spec, str) else "").expanduser()
+        return xxhash.xxh3_128_hexdigest(file.read_bytes()) if file.suffix == ".py" and file.is_file() else ""
+
     @property
     def sample(self) -> list[Encoded]:
         """Training examples that are scored at the end, for a figure to hold beside the held-out one."""
@@ -128,14 +136,14 @@ class Job:
         A run that has not come to a checkpoint begins anew, and so does its config.yaml.
         """
         if found:
-            self.check_unchanged(found.state["data"])
+            self.check_unchanged(found.state["data"], found.state.get("code"))
             return
         begun = settings.dump(dataclasses.replace(self.config, resume=False))
         with writable(self.out):
             (self.out / "config.yaml").write_text(begun, encoding="utf-8")
 
-    def check_unchanged(self, data: str) -> None:
-        """UserError unless the run in the folder began with these settings and with data of this fingerprint."""
+    def check_unchanged(self, data: str, code: str | None) -> None:
+        """UserError unless the run in the folder began with these settings, with data of this fingerprint and code."""
         file = self.out / "config.yaml"
         before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
         if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
@@ -149,6 +157,11 @@ class Job:
             raise UserError(
                 f"--out {self.out}: its run began with other data than {', '.join(self.config.data)} now hold: "
                 "bring those back, or choose another --out"
+            )
+        if code is not None and code != self.code:
+            raise UserError(
+                f"--out {self.out}: its run began when something else stood in the file of its "
+                f"{'reward' if 'reward' in now else 'loss'}: bring that back, or choose another --out"
             )
         settings.unchanged(before, now, FROM_DATA, begun)
 

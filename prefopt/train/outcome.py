@@ -51,6 +51,7 @@ def results(job: Job, lm: LanguageModel, steps: int, guard: Guard, seconds: floa
         "peak_memory": peak_memory(),
         "read_as": lm.way,
         "data": {"fingerprint": job.data.fingerprint, **job.data.counts},
+        "code": job.code,
     }
 
 

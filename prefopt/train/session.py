@@ -182,6 +182,7 @@ class Recorder:
         state = self.course.state() | {
             "guard": asdict(self.course.training.guard),
             "data": self.job.data.fingerprint,
+            "code": self.job.code,
             "reference": self.course.reference_is,
             "seconds": time.monotonic() - self.began,
         }

@@ -313,6 +313,16 @@ def test_two_layouts_that_fit_equally_are_an_error():
     assert "--format alpaca-ranking (" in said
 
 
+def test_the_layout_that_reads_most_of_a_row_is_taken():
+    """distilabel's Orca has the same four columns, and would leave the instruction out."""
+    row = {"system": "Be kind.", "instruction": "Add.", "input": "2+2", "chosen": "4", "rejected": "5", "history": []}
+    assert detect(rows(row), "a.jsonl").name == "alpaca-ranking"
+    assert (
+        detect(rows({k: row[k] for k in ("system", "input", "chosen", "rejected")}), "a.jsonl").name
+        == "distilabel-orca"
+    )
+
+
 def test_a_few_bad_rows_do_not_hide_the_layout():
     good, bad = {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": None, "rejected": "c"}
     assert detect(rows(bad, good, good), "a.jsonl").name == "preference"

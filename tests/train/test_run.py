@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -369,6 +370,25 @@ def test_a_loss_of_ones_own_is_known_again_by_another_process(given, tmp_path):
         api.train(loss=fresh(kind), **settings)
         assert " at 0x" not in tiny.results(tmp_path / kind)["loss"]
         assert api.train(loss=fresh(kind), resume=True, **settings)["steps"] == 4
+
+
+def test_a_loss_whose_file_has_changed_is_not_gone_on_with(given, tmp_path, capsys):
+    file, settings = tmp_path / "mine.py", dict(loss=f"{tmp_path}/mine.py:mine", save_every=2)
+    source = "from prefopt.losses import DPO\ndef mine(*given):\n    return DPO(beta=BETA)(*given)\n"
+    file.write_text(source.replace("BETA", "0.1"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    file.write_text(source.replace("BETA", "0.5"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 2
+    assert "its run began when something else stood in the file of its loss" in capsys.readouterr().err
+    file.write_text(source.replace("BETA", "0.1"))
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 0
+
+
+def test_columns_that_are_not_read_are_named(given, tmp_path, capsys):
+    rows = [json.loads(line) for line in open(given.pairs)]
+    data = tiny.write(tmp_path / "more.jsonl", [row | {"system": "Be kind.", "tools": []} for row in rows])
+    assert tiny.cli("train", given.model, data, tmp_path / "run") == 0
+    assert f"{data}: these columns are not read: system, tools" in capsys.readouterr().err
 
 
 def test_an_option_may_not_have_the_name_of_a_setting(given, tmp_path, capsys):
