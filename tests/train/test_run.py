@@ -385,7 +385,7 @@ def test_a_loss_whose_file_has_changed_is_not_gone_on_with(given, tmp_path, caps
 
 
 def test_columns_that_are_not_read_are_named(given, tmp_path, capsys):
-    rows = [json.loads(line) for line in open(given.pairs)]
+    rows = [json.loads(line) for line in Path(given.pairs).read_text().splitlines()]
     data = tiny.write(tmp_path / "more.jsonl", [row | {"system": "Be kind.", "tools": []} for row in rows])
     assert tiny.cli("train", given.model, data, tmp_path / "run") == 0
     assert f"{data}: these columns are not read: system, tools" in capsys.readouterr().err
