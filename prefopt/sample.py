@@ -32,6 +32,7 @@ from prefopt.data.read import read_rows
 from prefopt.errors import RunFailed, UserError
 from prefopt.generate import Prompt, Realign, TransformersGenerator
 from prefopt.model.load import check_reference, load_model, load_tokenizer
+from prefopt.progress import untold
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
 from prefopt.signals import resumable
@@ -54,7 +55,7 @@ Draw = Callable[[Sequence[Prompt], int, int], list[list[Sampled]]]
 def run(config: Sample) -> int:
     """Writes ``config.out`` and returns exit code 0. UserError, RunFailed as everywhere; what is written stays."""
     with Display(0, "sample") as display, alone_with(config.out):
-        asked = prompts(config.data, config.format, display.note)
+        asked = prompts(config.data, config.format, display.note, repeated=display.note)
         if config.model:
             asked = _with_room(config, asked, display.note)
         draw = _server(config, display.note) if config.server else None
@@ -92,23 +93,30 @@ def _appending(file: Path) -> Iterator[IO[str]]:
 
 
 def prompts(
-    specs: Sequence[str], format: str | None = None, note: Callable[[str], None] = lambda _: None
+    specs: Sequence[str],
+    format: str | None = None,
+    note: Callable[[str], object] = untold,
+    repeated: Callable[[str], object] = untold,
 ) -> list[Example]:
     """The different prompts of these data, each where it stands first; of a row with only a ``prompt``, that.
 
-    UserError where there is none; ``note`` hears of rows that cannot be read.
+    UserError where there is none. ``note`` hears of rows that cannot be read, ``repeated`` of those with one prompt.
     """
     found: dict[Prompt, Example] = {}
+    rows = 0
     findings: list[Finding] = []
     for item in itertools.chain.from_iterable(_examples(spec, format) for spec in specs):
         if isinstance(item, Finding):
             findings.append(item)
         else:
+            rows += 1
             found.setdefault(item.prompt, item)
     if not found:
         raise UserError(f"{', '.join(specs)}: there is no prompt in it{f', {findings[0]}' if findings else ''}")
     if findings:
         note(f"no response to {counted(len(findings), 'row')} that cannot be read, the first at {findings[0]}")
+    if len(found) < rows:
+        repeated(f"{counted(rows, 'row')} with {counted(len(found), 'different prompt')}: each is answered once")
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""What ends a command from outside: SIGINT (Ctrl-C) and SIGTERM, to which the loops answer by saving all.
+"""What ends a command from outside: SIGINT (Ctrl-C), SIGTERM and SIGHUP, to which the loops answer by saving all.
 
 And a worker process ends with the one that started it.
 """
@@ -15,16 +15,18 @@ from types import FrameType
 
 from prefopt.errors import Stopped
 
-BOTH = signal.SIGINT, signal.SIGTERM
+ENDING = signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+"""what a person, a scheduler and a terminal that is closed send"""
 
 
 @contextmanager
 def _handled(by: Callable[[int, FrameType | None], object], *signals: int) -> Iterator[None]:
-    """Python lets only the main thread handle signals: in any other, nothing changes."""
+    """Python lets only the main thread handle signals: in any other, nothing changes. What nohup ignores stays."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, by) for number in signals}
+    wanted = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, by) for number in wanted}
     try:
         yield
     finally:
@@ -34,8 +36,8 @@ def _handled(by: Callable[[int, FrameType | None], object], *signals: int) -> It
 
 
 def term_interrupts() -> AbstractContextManager[None]:
-    """Within the block SIGTERM is a KeyboardInterrupt too, as SIGINT is."""
-    return _handled(signal.default_int_handler, signal.SIGTERM)
+    """Within the block the others are a KeyboardInterrupt too, as SIGINT is."""
+    return _handled(signal.default_int_handler, *ENDING[1:])
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def deferred() -> Iterator[None]:
             raise KeyboardInterrupt
         got.append(signum)
 
-    with _handled(later, *BOTH):
+    with _handled(later, *ENDING):
         yield
     if got:
         raise KeyboardInterrupt
@@ -86,7 +88,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Within the block, the first SIGTERM or SIGINT asks to stop, and the second kills at once.
+    """Within the block, the first of them asks to stop, and the second kills at once.
 
     >>> with stop_on_signal() as stop:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -97,10 +99,11 @@ def stop_on_signal() -> Iterator[Stop]:
 
     def first(signum: int, frame: FrameType | None) -> None:
         stop.signum = signum
-        for number in BOTH:
-            signal.signal(number, signal.SIG_DFL)
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
 
-    with _handled(first, *BOTH):
+    with _handled(first, *ENDING):
         yield stop
 
 

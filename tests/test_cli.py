@@ -216,6 +216,9 @@ def test_a_loss_of_ones_own(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFi
         ([*TRAIN, "--print-config", "--resume"], "--print-config runs nothing: drop it, or --resume"),
         ([*TRAIN, "--print-config", "--dry-run"], "--print-config runs nothing: drop it, or --dry-run"),
         (["sft", *TRAIN[1:], "--beta", "1"], "unknown flag --beta"),
+        (["score", "--model", "a", "--data", "d"], "unknown flag --model; did you mean --policy?"),
+        ([*TRAIN, "--lr", "1"], "unknown flag --lr; did you mean --learning-rate?"),
+        ([*TRAIN, "--output_dir", "a"], "unknown flag --output-dir; did you mean --out?"),
     ],
 )
 def test_mistakes(words: list[str], message: str, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:

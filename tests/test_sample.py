@@ -394,3 +394,10 @@ def test_a_server_that_breaks_off_is_asked_again(monkeypatch):
         with pytest.raises(RunFailed, match="does not answer after 2 attempts"):
             ServerGenerator(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", retries=1)(["a"])
         thread.join()
+
+
+def test_prompts_that_several_rows_have_are_said(given, tmp_path, capsys):
+    data = tiny.write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("a dog", "a cat", "a dog")])
+    assert sample(data, tmp_path / "out.jsonl", model=given[0]) == 0
+    assert "3 rows with 2 different prompts: each is answered once" in capsys.readouterr().err
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from prefopt.signals import deferred
+from prefopt.signals import deferred, stop_on_signal
 
 SCRIPT = """
 import time
@@ -32,6 +32,19 @@ def test_a_worker_ends_with_its_parent(tmp_path) -> None:
     parent.kill()
     rest, _ = parent.communicate(timeout=60)  # which ends when nobody can write any more: the worker too has ended
     assert rest == ""
+
+
+def test_a_terminal_that_is_closed_ends_it_too_but_not_what_nohup_started():
+    with stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.reason == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

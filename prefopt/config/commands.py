@@ -492,16 +492,24 @@ def _some_data(config: Any) -> None:
 
 def _positive(config: object, *keys: str) -> None:
     for key in keys:
-        value = getattr(config, key)
+        value = _number(config, key)
         if value is not None and not 0 < value < math.inf:
             raise SettingError(key, f"must be above 0, not {value}")
 
 
 def _not_negative(config: object, *keys: str) -> None:
     for key in keys:
-        value = getattr(config, key)
+        value = _number(config, key)
         if value is not None and not 0 <= value < math.inf:
             raise SettingError(key, f"must be at least 0, not {value}")
+
+
+def _number(config: object, key: str) -> float | None:
+    """From Python it may be anything."""
+    value = getattr(config, key)
+    if value is not None and not isinstance(value, int | float):
+        raise SettingError(key, f"must be a number, not {value!r}")
+    return value
 
 
 def _seed(config: Any) -> None:

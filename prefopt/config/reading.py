@@ -183,6 +183,16 @@ def unchanged(before: Mapping[str, Setting], now: Mapping[str, Any], keys: Set[s
             raise SettingError(key, f"is {value} and was {was} when {begun}: {instead}")
 
 
+MEANT = {
+    "model": "policy", "policy": "model", "model_name_or_path": "model", "ref_model": "reference",
+    "dataset": "data", "dataset_name": "data", "input": "data", "output": "out", "output_dir": "out",
+    "lr": "learning_rate", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "batch_size", "max_grad_norm": "clip", "lr_scheduler_type": "schedule",
+    "loss_type": "loss", "bf16": "dtype", "report_to": "track", "gradient_checkpointing": "tokens_per_microbatch",
+}  # fmt: skip
+"""what other trainers, or our own other commands, call it"""
+
+
 def unknown(key: str, setting: Setting, known: list[str], losses: list[str]) -> str:
     """What to say of a key that is neither a field nor an option of these losses."""
     from prefopt.losses import LOSSES
@@ -193,7 +203,8 @@ def unknown(key: str, setting: Setting, known: list[str], losses: list[str]) -> 
         return setting.says(
             key, f"has no effect on {', '.join(losses)}, whose options are {', '.join(options) or 'none'}"
         )
-    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    plain = key.replace("-", "_")
+    near = [MEANT[plain]] if MEANT.get(plain) in known else difflib.get_close_matches(plain, known, n=1)
     what = f"{setting.where}: unknown key {key}" if setting.where else f"unknown flag {flag(key)}"
     return what + (f"; did you mean {spell(near[0])}?" if near else "")
 

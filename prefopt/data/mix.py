@@ -20,6 +20,8 @@ from prefopt.progress import Advance, untold
 from prefopt.types import Content, Example, Finding
 
 HEAD = 100  # rows that the layout is guessed from
+MOST = 1000
+"""how often a source may count in an epoch"""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def split_weight(spec: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         weight = math.nan
-    if not 0 < weight < math.inf:
-        raise UserError(f"--data {spec}: the weight must be a number above 0, as in {name}=2")
+    if not 0 < weight <= MOST:
+        raise UserError(f"--data {spec}: the weight must be a number above 0 and up to {MOST:,}, as in {name}=2")
     return name, weight
 
 

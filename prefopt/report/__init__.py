@@ -19,7 +19,7 @@ def run(config: Report) -> int:
     try:
         write(config.runs, config.out)
     except OSError as error:
-        raise RunFailed(f"{error.filename or config.out}: {error.strerror}") from error
+        raise RunFailed(f"--out {config.out}: cannot be written ({error.strerror})") from error
     print(f"report   {config.out}")
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from prefopt import config as settings
+from prefopt.data.shelf import each
 from prefopt.model.load import count_parameters, load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
@@ -37,6 +38,8 @@ def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
         config = dataclasses.replace(config, learning_rate=float(f"{rate:.1e}"))
     with Display(0, "set-up") as display:
         job = Job.plan(config, cast(Any, loss), display)
+        if config.margin and {s for scores in each(job.data.train, "scores") for s in scores} <= {0.0, 1.0}:
+            display.note("--margin: the data have no scores but better and worse, so it is the same for every pair")
     if dry_run:
         print(job.description())
         return {}

@@ -31,7 +31,7 @@ from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.display import Display, size
 from prefopt.train.loop import Schedule
-from prefopt.train.metrics import peak_memory
+from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.prepare import Prepare, Prepared, prepare
 from prefopt.types import Encoded
 from prefopt.whole import writable
@@ -74,6 +74,9 @@ class Job:
                 "warmup_steps",
                 f"must be below the steps of the run, which are {schedule.steps}: lower it, or train longer",
             )
+        if config.max_steps and schedule.steps < config.max_steps:
+            ends = f"--epochs {config.epochs:g} ends at step {schedule.steps:,}"
+            display.note(f"{ends}, before --max-steps {config.max_steps:,}: raise --epochs to go on")
         resolved = dataclasses.replace(
             config,
             max_length=length,
@@ -136,14 +139,14 @@ class Job:
         A run that has not come to a checkpoint begins anew, and so does its config.yaml.
         """
         if found:
-            self.check_unchanged(found.state["data"], found.state.get("code"))
+            self.check_unchanged(found.state["data"])
             return
         begun = settings.dump(dataclasses.replace(self.config, resume=False))
         with writable(self.out):
             (self.out / "config.yaml").write_text(begun, encoding="utf-8")
 
-    def check_unchanged(self, data: str, code: str | None) -> None:
-        """UserError unless the run in the folder began with these settings, with data of this fingerprint and code."""
+    def check_unchanged(self, data: str, code: str | None = None) -> None:
+        """UserError unless the run in the folder had these settings, and data and ``code`` of these fingerprints."""
         file = self.out / "config.yaml"
         before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
         if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
@@ -160,8 +163,8 @@ class Job:
             )
         if code is not None and code != self.code:
             raise UserError(
-                f"--out {self.out}: its run began when something else stood in the file of its "
-                f"{'reward' if 'reward' in now else 'loss'}: bring that back, or choose another --out"
+                f"--out {self.out}: its run is of what stood in the file of its loss before: "
+                "bring that back, or choose another --out"
             )
         settings.unchanged(before, now, FROM_DATA, begun)
 
@@ -226,10 +229,17 @@ def check_folder(config: settings.Training) -> None:
     """UserError where ``--out`` holds something that this run is not to continue."""
     held = {path.name for path in config.out.iterdir()} if config.out.is_dir() else set()
     begun = "config.yaml" in held
-    if begun and not config.resume and held != {"config.yaml"}:  # that alone is of one which did not come to begin
+    if begun and not config.resume and not _came_to_nothing(config.out, held):
         raise UserError(f"--out {config.out} holds a run already: continue it with --resume, or choose another folder")
     if not begun and (held or (config.out.exists() and not config.out.is_dir())):
         raise UserError(f"--out {config.out} exists and is no run: choose another folder")
+
+
+def _came_to_nothing(out: Path, held: set[str]) -> bool:
+    """Whether a run failed before its first step, so that nothing is lost by another one in its place."""
+    if not held <= {"config.yaml", "metrics.jsonl", "samples.jsonl"}:
+        return False
+    return "metrics.jsonl" not in held or all(record["step"] == 0 for record in read_metrics(out / "metrics.jsonl"))
 
 
 def _recorded(config: settings.Training, key: str) -> Any:

@@ -66,6 +66,8 @@ def prepare(config: Training, tokenizer: Any, unit: Unit, max_length: int | None
         made = plan.units(examples, unit)
         if unit == "response" and (rankings := sum(len(scores) > 2 for scores in each(examples, "scores"))):
             notes.append(f"of {rankings:,} rankings only the best and the worst response are learned from")
+        if unit == "response" and len(made):
+            notes.append(_labels([score for (score,) in each(made, "scores")]))
         findings.extend(_unfit(made, unit))
         return made
 
@@ -106,6 +108,14 @@ def trained_on_too(train: Sequence[Encoded], held_out: Sequence[Encoded]) -> int
     """How many held-out examples have a prompt that is trained on."""
     seen = {*each(train, "prompt_key")}
     return sum(key in seen for key in each(held_out, "prompt_key"))
+
+
+def _labels(scores: Sequence[float]) -> str:
+    """How many are desirable: with one kind alone nothing is told from anything."""
+    good = sum(score > 0 for score in scores)
+    if 0 < good < len(scores):
+        return f"{good:,} desirable responses and {len(scores) - good:,} undesirable ones"
+    return f"all {len(scores):,} responses are {'desirable' if good else 'undesirable'}: nothing tells one from another"
 
 
 UNFIT: dict[Unit, tuple[str, str]] = {

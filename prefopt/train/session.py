@@ -134,6 +134,11 @@ def _go_on(job: Job, course: Course, found: checkpoint.Checkpoint | None, displa
             f"{getattr(job.config, 'reference', None) or job.config.model} is not the model that this run began with, "
             "so the reference would change midway: put that model back, or choose another --out"
         )
+    if found.state.get("code", job.code) != job.code:
+        whose = "reward" if job.verb == "ppo" else "loss"
+        display.warn(
+            f"since step {found.step} something else stands in the file of the {whose}: the run goes on with that"
+        )
     course.restore(found)
     course.training.step, course.training.guard = found.step, Guard(**found.state["guard"])
     rng.restore(found.tensors("rng"))

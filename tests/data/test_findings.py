@@ -168,6 +168,6 @@ def test_weights(tmp_path, monkeypatch):
     write(tmp_path / "lr=2", [GOOD])
     assert split_weight("lr=2") == ("lr=2", 1.0), "a file of that very name"
     assert split_weight("a.jsonl=2") == ("a.jsonl", 2.0)
-    for bad in ("0", "-1", "nan", "inf", "two", ""):
+    for bad in ("0", "-1", "nan", "inf", "1e9", "two", ""):
         with pytest.raises(UserError, match=f"--data a.jsonl={bad}: the weight must be a number above 0"):
             split_weight(f"a.jsonl={bad}")

@@ -131,6 +131,8 @@ def test_wrong_input(given, tmp_path, capsys):
     model, pairs, _ = given
     assert tiny.cli("reward", model, pairs, tmp_path / "a", margin=-1) == 2
     assert "--margin must be at least 0" in capsys.readouterr().err
+    assert tiny.cli("reward", model, pairs, tmp_path / "same", margin=1) == 0
+    assert "--margin: the data have no scores but better and worse" in " ".join(capsys.readouterr().err.split())
     assert tiny.cli("reward", tiny.model(tmp_path / "mamba", "mamba"), pairs, tmp_path / "b") == 2
     assert "no reward model can be loaded" in capsys.readouterr().err
 

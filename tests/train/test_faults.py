@@ -136,6 +136,8 @@ def test_a_loss_of_ones_own_that_is_wrong_is_told_so(given, tmp_path, capsys):
         out = tmp_path / str(len(body))
         assert tiny.cli("train", given.model, given.pairs, out, loss=f"{file}:Bad") == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+        file.write_text("from prefopt.losses import DPO as Bad\n")  # it failed before the first step: nothing is lost
+        assert tiny.cli("train", given.model, given.pairs, out, loss=f"{file}:Bad") == 0
 
 
 # --- full disks ----------------------------------------------------------------------------------

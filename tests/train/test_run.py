@@ -372,16 +372,27 @@ def test_a_loss_of_ones_own_is_known_again_by_another_process(given, tmp_path):
         assert api.train(loss=fresh(kind), resume=True, **settings)["steps"] == 4
 
 
-def test_a_loss_whose_file_has_changed_is_not_gone_on_with(given, tmp_path, capsys):
+def test_that_the_file_of_a_loss_has_changed_is_said(given, tmp_path, capsys):
+    """A person who mends it goes on; who changes it should know."""
     file, settings = tmp_path / "mine.py", dict(loss=f"{tmp_path}/mine.py:mine", save_every=2)
     source = "from prefopt.losses import DPO\ndef mine(*given):\n    return DPO(beta=BETA)(*given)\n"
     file.write_text(source.replace("BETA", "0.1"))
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
     file.write_text(source.replace("BETA", "0.5"))
-    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 2
-    assert "its run began when something else stood in the file of its loss" in capsys.readouterr().err
+    said = "since step 4 something else stands in the file of the loss: the run goes on with that"
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
     file.write_text(source.replace("BETA", "0.1"))
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 0
+    assert said not in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_ends_first_is_said(given, tmp_path, capsys):
+    settings = dict(epochs=0.5, max_steps=9, batch_size=4)
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    assert "--epochs 0.5 ends at step 3, before --max-steps 9: raise --epochs to go on" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--epochs must be a number, not 'x'"):
+        api.train(model=given.model, data=given.pairs, out=tmp_path / "typed", epochs="x")
 
 
 def test_columns_that_are_not_read_are_named(given, tmp_path, capsys):
