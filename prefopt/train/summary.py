@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -461,17 +462,30 @@ def _interval(figures: Figures) -> str:
     return f"{figures['rewards/accuracies_low']:.3f}–{figures['rewards/accuracies_high']:.3f}"
 
 
+def _table(columns: Sequence[Sequence[str]]) -> Table:
+    """Of labels and of figures, each with its header."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, (label, *cells) in enumerate(columns):
+        widest = max(map(len, [*cells, *label.split()]))
+        table.add_column(Text(label), justify="right" if number else "left", no_wrap=number == 0, min_width=widest)
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
 def render(summary: Summary, results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the words, to stdout unless told otherwise."""
     console = console or Console(highlight=False)
     header, rows = table_rows(results)
     if rows:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, label in enumerate(header):
-            table.add_column(Text(label), justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+        labels, *columns = zip(header, *rows, strict=True)
+        for beside in (4, 2, 1):  # as many columns as the window is wide for
+            starts = range(0, len(columns), beside)
+            tables = [_table([labels, *columns[i : i + beside]]) for i in starts]
+            room = console.options.update_width(1000)
+            if all(Measurement.get(console, room, table).minimum <= console.width for table in tables):
+                break
+        console.print(*tables)
     # Where no one's window sets the width, one sentence is one line, to be found by grep.
     for line in summary.lines:
         console.print(Text(printable(line)), soft_wrap=not console.is_terminal)

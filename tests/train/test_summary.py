@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prefopt.losses import Unlikelihood, WithNLL
 from prefopt.rl.reward_model import RewardLoss
-from prefopt.train.summary import length_correlation, render, summarize, table_rows, with_interval
+from prefopt.train.summary import Summary, length_correlation, render, summarize, table_rows, with_interval
 
 START = {"loss": 0.6931, "rewards/accuracies": 0.0, "rewards/margins": 0.0, "logps/chosen": -100.0} | {
     "logps/rejected": -110.0,
@@ -245,3 +245,16 @@ def test_many_that_were_left_out_are_told_of():
     few, many = ({"given": 200, "overlong": 150, "too long": count} for count in (8, 62))
     assert not any("left out" in text for text in _warnings(data=few))
     assert any("31 % of the examples were left out" in text for text in _warnings(data=many))
+
+
+@pytest.mark.parametrize("width", [44, 60, 66, 80, 120])
+def test_no_figure_is_cut_however_narrow_the_window(width):
+    figures = {"loss": 0.6931, "rewards/margins": 1.284, "logps/chosen": -1234.5, "pairs": 1e6}
+    figures |= {"rewards/accuracies": 0.713, "rewards/accuracies_low": 0.652, "rewards/accuracies_high": 0.774}
+    found = {split: {"before": figures, "after": figures} for split in ("training", "held_out")}
+    screen = Console(width=width, file=io.StringIO(), highlight=False)
+    render(Summary([], []), found, screen)
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for whole in ("0.652–0.774", "-1234.5", "1,000,000", "+1.284"):
+        assert sum(line.count(whole) for line in lines) == 4
