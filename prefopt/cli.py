@@ -3,7 +3,7 @@
 Nothing slow is imported until a command runs, so ``--help`` answers at once.
 
 Exit codes: 0 done; 1 failed; 2 the user's input is wrong; 75 stopped by a signal, with what was done kept;
-130 interrupted, by SIGINT or SIGTERM, where there was nothing to go on from. With PREFOPT_DEBUG=1 in the
+130 interrupted, by SIGINT, SIGTERM or SIGHUP, where there was nothing to go on from. With PREFOPT_DEBUG=1 in the
 environment, what a user did wrong shows its traceback too.
 """
 

@@ -19,14 +19,18 @@ ENDING = signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SI
 """what a person, a scheduler and a terminal that is closed send"""
 
 
+def _nohup(number: int) -> bool:
+    """Whether it is the one that nohup had ignored, for a run that outlives its terminal."""
+    return number not in ENDING[:2] and signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def _handled(by: Callable[[int, FrameType | None], object], *signals: int) -> Iterator[None]:
     """Python lets only the main thread handle signals: in any other, nothing changes. What nohup ignores stays."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, by) for number in wanted}
+    before = {number: signal.signal(number, by) for number in signals if not _nohup(number)}
     try:
         yield
     finally:
@@ -100,7 +104,7 @@ def stop_on_signal() -> Iterator[Stop]:
     def first(signum: int, frame: FrameType | None) -> None:
         stop.signum = signum
         for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if not _nohup(number):
                 signal.signal(number, signal.SIG_DFL)
 
     with _handled(first, *ENDING):

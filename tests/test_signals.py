@@ -43,11 +43,15 @@ def test_a_terminal_that_is_closed_ends_it_too_but_not_what_nohup_started():
         with stop_on_signal() as stop:
             signal.raise_signal(signal.SIGHUP)
         assert not stop.requested and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        before_int = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for what runs in its background
+        with stop_on_signal() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.reason == "SIGINT" and signal.signal(signal.SIGINT, before_int) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_import_is_not_broken_off(number):
     done = []
     before = signal.getsignal(number)

@@ -35,6 +35,7 @@ from prefopt.progress import Advance, untold
 
 MAX_ROW = 64 * 2**20  # bytes of a line, characters of an array element
 CHUNK = 2**20
+AHEAD = 100_000  # lines that are looked at behind a broken one
 SPLITS = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 BOOKKEEPING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of datasets, no rows
 
@@ -264,18 +265,19 @@ def _size(count: int) -> str:
 def _json_lines(stream: IO[bytes], name: str) -> Iterator[Row]:
     lines = _lines(stream, name)
     for number, raw in lines:
-        if raw.strip():
-            try:
-                fields = _json_line(raw, name, number)
-            except UserError as error:
-                raise UserError(f"{error}{_broken(lines, name)}") from error
+        try:
+            fields = _json_line(raw, name, number)
+        except UserError as error:
+            raise UserError(f"{error}{_broken(lines, name)}") from error
+        if fields is not None:
             yield Row(fields, f"{name}:{number}")
 
 
-def _json_line(raw: bytes, name: str, number: int) -> dict[str, Any]:
+def _json_line(raw: bytes, name: str, number: int) -> dict[str, Any] | None:
+    """None of a line without anything."""
     line = _decoded(raw, name, number)
     try:
-        return _object(json.loads(line.rstrip()), f"{name}:{number}")
+        return _object(json.loads(line.rstrip()), f"{name}:{number}") if line.strip() else None
     except json.JSONDecodeError as error:
         raise UserError(f"{name}:{number}:{error.pos + 1}: bad JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
@@ -283,12 +285,12 @@ def _json_line(raw: bytes, name: str, number: int) -> dict[str, Any]:
 
 
 def _broken(lines: Iterator[tuple[int, bytes]], name: str) -> str:
-    """Which of the ``lines`` that follow are no rows either, so that all can be mended at once."""
+    """Which of the next ``lines`` are no rows either, so that all can be mended at once."""
     found: list[int] = []
-    with suppress(UserError):  # of a line that is too long
-        for number, raw in lines:
+    with suppress(UserError, OSError, EOFError, zlib.error):  # a line that is too long, a damaged file
+        for number, raw in itertools.islice(lines, AHEAD):
             try:
-                _ = raw.strip() and _json_line(raw, name, number)
+                _json_line(raw, name, number)
             except UserError:
                 found.append(number)
     if not found:

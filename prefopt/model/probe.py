@@ -109,7 +109,7 @@ def random_examples(lm: LanguageModel, longest: int) -> list[Encoded]:
     config = lm.bare.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
     enough = 24 if lm.device.type == "cpu" else 150  # a GPU's kernel goes by blocks of 128
-    prompt = window + 8 if window and longest > window else min(enough, max(24, longest))
+    prompt = window + 8 if window and longest > window else min(enough, max(24, longest - 10))  # responses are of 10
     rng = np.random.default_rng(0)
 
     def tokens(n: int) -> np.ndarray:

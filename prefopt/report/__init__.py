@@ -17,7 +17,11 @@ def run(config: Report) -> int:
     if config.out.is_file() and not config.out.read_bytes().lower().lstrip().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"--out {config.out} exists and is no page: choose another file")
     try:
-        write(config.runs, config.out)
+        text = page_of(config.runs)
+    except OSError as error:
+        raise RunFailed(f"{error.filename}: cannot be read ({error.strerror})") from error
+    try:
+        _put(text, config.out)
     except OSError as error:
         raise RunFailed(f"--out {config.out}: cannot be written ({error.strerror})") from error
     print(f"report   {config.out}")
@@ -26,10 +30,17 @@ def run(config: Report) -> int:
 
 def write(folders: Sequence[Path], out: Path) -> None:
     """The report about the runs in ``folders``. UserError where one holds no run; OSError if it cannot be written."""
+    _put(page_of(folders), out)
+
+
+def page_of(folders: Sequence[Path]) -> str:
     from prefopt.report.page import page
     from prefopt.report.read import read_runs
 
-    text = page(read_runs(folders))
+    return page(read_runs(folders))
+
+
+def _put(text: str, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out, errors="backslashreplace") as file:
         file.write(text)

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prefopt.errors import RunFailed, UserError
-from prefopt.whole import whole_folder
+from prefopt.whole import sync, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +88,11 @@ def committing(folder: Path, step: int) -> Iterator[Path]:
             yield aside
             files = sorted(aside.iterdir())
             for file in files:
-                _sync(file)
+                sync(file)
             manifest = {"format": FORMAT, "step": step, "files": {file.name: _identity(file) for file in files}}
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            _sync(aside / MANIFEST)
-            _sync(aside)
-        _sync(folder)
+            sync(aside / MANIFEST)
+            sync(aside)
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"{final}: cannot be saved ({error}); earlier checkpoints are untouched: "
@@ -194,15 +193,6 @@ def _fault(file: Path, size: int, digest: str) -> str | None:
         return "missing"
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _folder_of(folder: Path, step: int) -> Path:

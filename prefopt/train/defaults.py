@@ -78,7 +78,7 @@ def pays_to_compile(device: torch.device, parameters: int, at_once: int, tokens:
     """Whether layers are compiled: where a GPU, not its host, is what a step waits for, and for long enough.
 
     On an H200 a step of 6.6 billion parameters and 1,800 tokens ``at_once`` takes 0.8 of its time then, and making the
-    kernels 15 s; one of 0.5 billion and 3,600, for which the host needs longer, takes 1.14 (benchmarks/h200-7B, -0.5B).
+    kernels 15 s; one of 0.5 billion and 3,600, for which the host needs longer, takes 1.1 (benchmarks/h200-7B, -0.5B).
     ``tokens``: that the run will read.
     """
     return device.type == "cuda" and parameters * at_once >= 8e12 and parameters * tokens >= 4e15

@@ -94,6 +94,7 @@ class Job:
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
         budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)
         job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)
+        _ = job.code  # as it is now, when it is loaded
         return job
 
     @property
@@ -237,7 +238,7 @@ def check_folder(config: settings.Training) -> None:
 
 def _came_to_nothing(out: Path, held: set[str]) -> bool:
     """Whether a run failed before its first step, so that nothing is lost by another one in its place."""
-    if not held <= {"config.yaml", "metrics.jsonl", "samples.jsonl"}:
+    if not held <= {"config.yaml", "metrics.jsonl", "samples.jsonl", "tensorboard", "wandb"}:
         return False
     return "metrics.jsonl" not in held or all(record["step"] == 0 for record in read_metrics(out / "metrics.jsonl"))
 

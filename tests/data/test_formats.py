@@ -313,14 +313,16 @@ def test_two_layouts_that_fit_equally_are_an_error():
     assert "--format alpaca-ranking (" in said
 
 
-def test_the_layout_that_reads_most_of_a_row_is_taken():
+def test_a_layout_that_reads_all_of_another_and_more_is_taken():
     """distilabel's Orca has the same four columns, and would leave the instruction out."""
     row = {"system": "Be kind.", "instruction": "Add.", "input": "2+2", "chosen": "4", "rejected": "5", "history": []}
     assert detect(rows(row), "a.jsonl").name == "alpaca-ranking"
+    orca = {column: row[column] for column in ("system", "input", "chosen", "rejected")}
+    assert detect(rows(orca), "a.jsonl").name == "distilabel-orca"
+    refused = refusal({"prompt": "a", "instruction": "b", "chosen": "c", "rejected": "d", "system": "e"})
     assert (
-        detect(rows({k: row[k] for k in ("system", "input", "chosen", "rejected")}), "a.jsonl").name
-        == "distilabel-orca"
-    )
+        "--format preference (" in refused and "--format alpaca-ranking (" in refused
+    )  # one optional column decides not
 
 
 def test_a_few_bad_rows_do_not_hide_the_layout():

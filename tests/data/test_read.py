@@ -150,6 +150,7 @@ def test_what_is_broken_is_named_with_its_place(tmp_path, monkeypatch, name, dat
         (["{", "", "[1]", "{}"], "; line 3 is broken, too"),
         (["{}", "2", "\xff", "{", "{}"], "; lines 3, 4 are broken, too"),
         (["words"] * 20, "; lines 2, 3, 4, 5, 6 and 14 more are broken, too"),
+        (["{", "{}", " ", "1"], "; line 4 is broken, too"),
         (["{", "{", "x" * 200, "{"], "; line 2 is broken, too"),  # nothing is looked at behind a line too long
     ],
 )
@@ -158,6 +159,17 @@ def test_all_lines_that_are_no_rows_are_named_at_once(tmp_path, monkeypatch, lin
     monkeypatch.setattr(read, "MAX_ROW", 100)
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
     assert message("a.jsonl").endswith(said)
+
+
+def test_lines_of_nothing_but_space_are_no_rows(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n" + '{"a": 1}\n\u3000\n'.encode())
+    assert fields(tmp_path / "a.jsonl") == [{"a": 1}]
+
+
+def test_a_damaged_file_does_not_hide_a_broken_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"words\n" + bytes(range(256)) * 99)[:-40])
+    assert message("a.jsonl.gz").startswith("a.jsonl.gz:1:1: bad JSON")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])

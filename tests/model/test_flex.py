@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -190,6 +192,16 @@ def watched(monkeypatch) -> list:
 
     monkeypatch.setattr(flex, "_kernel", watching)
     return seen
+
+
+@pytest.mark.parametrize("longest", [1, 64, 119, 128, 160, 4096])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_probe_reads_no_further_than_a_model_does(longest, device):
+    config = SimpleNamespace(vocab_size=97)
+    bare = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    lm = SimpleNamespace(bare=bare, device=torch.device(device))
+    reads = max(len(e.prompt) + len(r) for e in random_examples(lm, longest) for r in e.responses)
+    assert reads <= max(34, longest) and (device == "cpu" or longest < 160 or reads > 128)
 
 
 @cuda

@@ -209,7 +209,7 @@ FULL = "No space left on device"
     ("where", "error"),
     [
         ("save_file", SafetensorError(f"Error while serializing: I/O error: {FULL} (os error 28)")),
-        ("_sync", OSError(errno.ENOSPC, FULL)),
+        ("sync", OSError(errno.ENOSPC, FULL)),
         ("_identity", OSError(errno.ENOSPC, FULL)),
     ],
 )

@@ -155,9 +155,9 @@ def one_sentence(capsys, *said: str) -> None:
 
 
 def test_a_disk_that_fills_at_a_checkpoint(given, tmp_path, monkeypatch, capsys):
-    out, sync = tmp_path / "run", checkpoint._sync
+    out, sync = tmp_path / "run", checkpoint.sync
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_sync", lambda path: full() if "step-00000003" in str(path) else sync(path))
+        patched.setattr(checkpoint, "sync", lambda path: full() if "step-00000003" in str(path) else sync(path))
         assert tiny.cli("train", given.model, given.pairs, out) == 1
     one_sentence(capsys, "step-00000003: cannot be saved")
     assert tiny.steps_saved(out) == [1, 2] and not (out / "model").exists()

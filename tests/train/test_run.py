@@ -387,6 +387,18 @@ def test_that_the_file_of_a_loss_has_changed_is_said(given, tmp_path, capsys):
     assert said not in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_file_of_a_loss_is_known_as_it_was_loaded(given, tmp_path, capsys, monkeypatch):
+    """Who edits it while the run goes on has not changed that run."""
+    file, settings = tmp_path / "mine.py", dict(loss=f"{tmp_path}/mine.py:mine", save_every=2)
+    source = "from prefopt.losses import DPO\ndef mine(*given):\n    return DPO(beta=0.1)(*given)\n"
+    file.write_text(source)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "verify_step_zero", lambda *_: file.write_text(source.replace("0.1", "0.5")))
+        assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0
+    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings, resume=True) == 0
+    assert "something else stands in the file of the loss" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_ends_first_is_said(given, tmp_path, capsys):
     settings = dict(epochs=0.5, max_steps=9, batch_size=4)
     assert tiny.cli("train", given.model, given.pairs, tmp_path / "run", **settings) == 0

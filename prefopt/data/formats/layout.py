@@ -131,7 +131,7 @@ def named(name: str) -> Layout:
 
 
 def detect(rows: Sequence[Row], name: str) -> Layout:
-    """The layout that at least half of the rows fit: the one that tells most, and leaves the fewest columns unread.
+    """The layout that at least half of the rows fit: which tells most, with the most columns, or reads those and more.
 
     UserError, naming the columns and the way out, when none does or two fit equally.
 
@@ -141,8 +141,11 @@ def detect(rows: Sequence[Row], name: str) -> Layout:
     fitting = [one for one in LAYOUTS.values() if 2 * sum(one.may_be(row.fields) for row in rows) >= len(rows)]
     if not fitting:
         raise UserError(f"{name}: {_no_layout(rows)}")
-    told = {one: (one.task, -sum(len(one.unread(row.fields)) for row in rows), len(one.columns)) for one in fitting}
-    best = [one for one in fitting if told[one] == max(told.values())]
+    most = max((one.task, len(one.columns)) for one in fitting)
+    best = [one for one in fitting if (one.task, len(one.columns)) == most]
+    rest = [one for one in fitting if one.task == most[0] and one not in best]
+    needed = {column for one in best for column in one.columns}
+    best = [one for one in rest if needed <= {*one.columns, *one.optional}] or best  # its own column would go unread
     if len(best) > 1:
         choices = " or ".join(f"--format {one.name} ({one.about})" for one in best)
         raise UserError(f"{name}: the rows fit {len(best)} layouts equally; say {choices}")
