@@ -1,4 +1,5 @@
-"""What can be set: commands.py has a dataclass for each command, reading.py makes one of a file or of flags.
+"""What can be set: commands.py has a dataclass for each command, checks.py what is asked of their fields, and
+reading.py makes one of a file or of flags.
 
 A YAML file is flat. What is no field of a command with a loss is taken for an option of that loss:
 
@@ -6,6 +7,7 @@ A YAML file is flat. What is no field of a command with a loss is taken for an o
     tau: 0.1
 """
 
+from prefopt.config.checks import SettingError, flag
 from prefopt.config.commands import (
     PPO,
     SFT,
@@ -16,12 +18,10 @@ from prefopt.config.commands import (
     Reward,
     Sample,
     Score,
-    SettingError,
     Sweep,
     Train,
     Training,
     axes,
-    flag,
 )
 from prefopt.config.reading import Setting, build, dump, helps, load, read, unchanged, unknown
 

@@ -6,36 +6,18 @@ other settings, is a `SettingError`.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from prefopt.errors import UserError
+from prefopt.config.checks import SettingError, defaults, needs, not_negative, positive, right_seed, some_data
 
 Overlong = Literal["drop", "cut-prompt", "cut-response"]
 TrainOn = Literal["last-assistant", "all-assistant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-def flag(key: str) -> str:
-    """
-    >>> flag("learning_rate")
-    '--learning-rate'
-    """
-    return "--" + key.replace("_", "-")
-
-
-class SettingError(UserError):
-    """One setting is wrong; ``key`` is the field, so that the message can say where it was set."""
-
-    def __init__(self, key: str, problem: str):
-        self.key, self.problem = key, problem
-        super().__init__(f"{flag(key)} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +42,11 @@ class Check:
     """print one JSON object instead of a report"""
 
     def __post_init__(self) -> None:
-        _some_data(self)
-        _positive(self, "max_length")
+        some_data(self)
+        positive(self, "max_length")
         if self.model is None:
             for key in ("max_length", "overlong", "train_on"):
-                _needs(self, key, "is about tokens: add --model")
+                needs(self, key, "is about tokens: add --model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +69,8 @@ class NewModel:
     """decides the weights"""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_length")
-        _seed(self)
+        positive(self, "max_length")
+        right_seed(self)
         if self.vocab is not None and self.vocab < 300:
             raise SettingError("vocab", f"must be at least 300 (the 256 bytes and some more), not {self.vocab}")
         _ = self.parameters
@@ -169,11 +151,11 @@ class Training:
     """copy the metrics there too"""
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "max_steps", "batch_size", "tokens_per_microbatch", "learning_rate", "clip")
-        _positive(self, "max_length", "eval_every", "save_every")
-        _not_negative(self, "weight_decay", "warmup_steps")
-        _seed(self)
-        _some_data(self)
+        positive(self, "epochs", "max_steps", "batch_size", "tokens_per_microbatch", "learning_rate", "clip")
+        positive(self, "max_length", "eval_every", "save_every")
+        not_negative(self, "weight_decay", "warmup_steps")
+        right_seed(self)
+        some_data(self)
         if self.keep < 2:
             raise SettingError(
                 "keep", f"must be at least 2, so that a bad checkpoint has one before it, not {self.keep}"
@@ -185,9 +167,9 @@ class Training:
                 "eval_fraction", "holds prompts of --data out, and --eval-data is held out already: drop one"
             )
         if not self.eval_data and not self.eval_fraction:
-            _needs(self, "eval_every", "has nothing to evaluate on: add --eval-data or --eval-fraction")
+            needs(self, "eval_every", "has nothing to evaluate on: add --eval-data or --eval-fraction")
         if self.optimizer != "adamw":
-            _needs(self, "weight_decay", f"is AdamW's and has no effect on {self.optimizer}: drop it")
+            needs(self, "weight_decay", f"is AdamW's and has no effect on {self.optimizer}: drop it")
         if self.max_steps and self.warmup_steps and self.warmup_steps >= self.max_steps:
             raise SettingError(
                 "warmup_steps", f"must be below --max-steps, which is {self.max_steps}, not {self.warmup_steps}"
@@ -216,7 +198,7 @@ class Train(Training):
 
         loss = make_loss(self.loss, self.loss_options)
         if not loss.needs_reference:
-            _needs(self, "reference", f"has no effect: {self.loss} compares with no reference")
+            needs(self, "reference", f"has no effect: {self.loss} compares with no reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,21 +240,21 @@ class PPO(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, "samples", "max_new_tokens", "target_kl", "horizon", "passes", "minibatches")
-        _positive(self, "clip_ratio", "clip_value", "value_rate")
-        _not_negative(self, "kl_coef", "missing_eos_penalty")
+        positive(self, "samples", "max_new_tokens", "target_kl", "horizon", "passes", "minibatches")
+        positive(self, "clip_ratio", "clip_value", "value_rate")
+        not_negative(self, "kl_coef", "missing_eos_penalty")
         if not 0 <= self.gae_lambda <= 1:
             raise SettingError("gae_lambda", f"must be between 0 and 1, not {self.gae_lambda}")
         if self.minibatches > self.batch_size:
             raise SettingError("minibatches", f"must be at most --batch-size, which is {self.batch_size}")
         if self.target_kl is None:
-            _needs(self, "horizon", "is about adapting β: add --target-kl")
+            needs(self, "horizon", "is about adapting β: add --target-kl")
         elif not self.kl_coef:
             raise SettingError("kl_coef", "must be above 0 with --target-kl, since β adapts by factors")
         if self.overlong == "cut-response":
             raise SettingError("overlong", "cut-response has no effect: responses end at --max-new-tokens")
         for key in ("group_by_prompt", "train_on"):
-            _needs(self, key, "has no effect: PPO reads prompts only")
+            needs(self, key, "has no effect: PPO reads prompts only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,15 +276,15 @@ class Sweep(Train):
 
     def __post_init__(self) -> None:
         Training.__post_init__(self)  # which loss gets which options, and whether it is right, is each run's
-        _not_negative(self, "samples")
-        _positive(self, "max_new_tokens")
+        not_negative(self, "samples")
+        positive(self, "max_new_tokens")
         if not self.samples:
             for key in ("max_new_tokens", "reward"):
-                _needs(self, key, "is about samples: drop it, or --samples 0")
+                needs(self, key, "is about samples: drop it, or --samples 0")
         for key in axes(self.grid):
             if key in {"model", "data", *Sweep.__annotations__}:
                 raise SettingError("grid", f"cannot vary {key}, which is the same for all runs")
-            if key in (self.loss_options or {}) or getattr(self, key, None) != _defaults(type(self)).get(key):
+            if key in (self.loss_options or {}) or getattr(self, key, None) != defaults(type(self)).get(key):
                 raise SettingError(key, "is set, and --grid sets it too: drop one")
 
 
@@ -339,7 +321,7 @@ class Reward(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _not_negative(self, "margin", "center")
+        not_negative(self, "margin", "center")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,10 +370,10 @@ class Sample:
     """continue the file in --out where it ends"""
 
     def __post_init__(self) -> None:
-        _some_data(self)
-        _positive(self, "n", "top_p", "max_new_tokens", "best_of", "batch_size")
-        _not_negative(self, "temperature", "top_k", "realign")
-        _seed(self)
+        some_data(self)
+        positive(self, "n", "top_p", "max_new_tokens", "best_of", "batch_size")
+        not_negative(self, "temperature", "top_k", "realign")
+        right_seed(self)
         if self.top_p > 1:
             raise SettingError("top_p", f"must be at most 1, not {self.top_p}")
         if (self.model is None) == (self.server is None):
@@ -404,7 +386,7 @@ class Sample:
             raise SettingError("realign", "and --reference go together: name the weight and the model")
         if self.temperature == 0:
             for key in ("top_p", "top_k", "best_of"):
-                _needs(self, key, "has no effect on greedy responses: drop it, or set --temperature above 0")
+                needs(self, key, "has no effect on greedy responses: drop it, or set --temperature above 0")
             if self.n > 1:
                 raise SettingError("n", "greedy responses would all be the same: set --temperature above 0")
         if self.best_of is not None and self.reward is None:
@@ -441,10 +423,10 @@ class Score:
     """where to compute"""
 
     def __post_init__(self) -> None:
-        _some_data(self)
-        _positive(self, "beta", "max_length", "tokens_per_microbatch")
+        some_data(self)
+        positive(self, "beta", "max_length", "tokens_per_microbatch")
         if self.reference is None:
-            _needs(self, "beta", "scales the log-ratio to a reference: add --reference")
+            needs(self, "beta", "scales the log-ratio to a reference: add --reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -481,47 +463,5 @@ class Demo:
     """continue a demo that was stopped: what is done is kept"""
 
     def __post_init__(self) -> None:
-        _seed(self)
-        _positive(self, "seeds", "pairs")
-
-
-def _some_data(config: Any) -> None:
-    if not config.data:
-        raise SettingError("data", "is empty: name at least one file, glob or hub name")
-
-
-def _positive(config: object, *keys: str) -> None:
-    for key in keys:
-        value = _number(config, key)
-        if value is not None and not 0 < value < math.inf:
-            raise SettingError(key, f"must be above 0, not {value}")
-
-
-def _not_negative(config: object, *keys: str) -> None:
-    for key in keys:
-        value = _number(config, key)
-        if value is not None and not 0 <= value < math.inf:
-            raise SettingError(key, f"must be at least 0, not {value}")
-
-
-def _number(config: object, key: str) -> float | None:
-    """From Python it may be anything."""
-    value = getattr(config, key)
-    if value is not None and not isinstance(value, int | float):
-        raise SettingError(key, f"must be a number, not {value!r}")
-    return value
-
-
-def _seed(config: Any) -> None:
-    if not 0 <= config.seed < 2**32:
-        raise SettingError("seed", f"must be from 0 to {2**32 - 1}, not {config.seed}")
-
-
-def _needs(config: Any, key: str, problem: str) -> None:
-    """Refuses a setting that is not the default where only the default makes sense."""
-    if getattr(config, key) != _defaults(type(config))[key]:
-        raise SettingError(key, problem)
-
-
-def _defaults(cls: type) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(cls)}
+        right_seed(self)
+        positive(self, "seeds", "pairs")

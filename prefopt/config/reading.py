@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
-from prefopt.config.commands import SettingError, Sweep, axes, flag
+from prefopt.config.checks import SettingError, flag
+from prefopt.config.commands import Sweep, axes
 from prefopt.errors import UserError
 from prefopt.terminal import described
 
