@@ -17,7 +17,7 @@ from benchmarks.measure import measured
 
 HERE = Path(__file__).parent
 SCHEMES = ("prefopt", "trl", "trl-whole", "trl-precomputed", "trl-best", "padded")
-ON_GPU = ("prefopt-lean", "prefopt-layers", "trl-best-4", "trl-best-8", "trl-best-16")
+ON_GPU = ("prefopt-lean", "trl-best-4", "trl-best-8", "trl-best-16")
 BETAS = (0.05, 0.1, 0.5, 1.0)  # of the sweep
 SIZES = ("toy", "30M", "0.5B", "3B", "7B")
 BATCHES = {

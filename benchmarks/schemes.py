@@ -2,7 +2,6 @@
 
 ``prefopt``           the token tree; the reference once, before the first step
 ``prefopt-lean``      the same with 1,024 tokens at once, where a GPU's memory would take more; only on a GPU
-``prefopt-layers``    the same, with each layer compiled around its attention, as large models have it; only on a GPU
 ``trl``               TRL's DPOTrainer as it comes: padded, 8 pairs at once, the reference beside the policy,
                       activations recomputed
 ``trl-whole``         the same, with all pairs of a step at once
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -68,10 +68,10 @@ class Run:
     reference_seconds: float = 0.0
 
 
-def prefopt(task: Task, compiled: bool = False) -> Run:
+def prefopt(task: Task) -> Run:
     run, sums = Run(), {}
     for beta in task.betas:
-        _train(task, beta, sums, run, compiled)
+        _train(task, beta, sums, run)
     return run
 
 
@@ -79,11 +79,7 @@ def prefopt_lean(task: Task) -> Run:
     return prefopt(replace(task, tokens_at_once=1024))
 
 
-def prefopt_layers(task: Task) -> Run:
-    return prefopt(task, compiled=True)
-
-
-def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run, compiled: bool) -> None:
+def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run) -> None:
     """``sums`` is what the reference store holds: filled by the first β, and read by all."""
     from prefopt.ahead import ahead
     from prefopt.data.shelf import longest
@@ -96,7 +92,6 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
 
     lm = load_model(str(task.model), task.dtype, task.device, longest(task.examples))
     assert lm.way == "tree", lm.why
-    lm.compile(compiled)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
         if task.device == "cuda":
@@ -111,7 +106,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
         run.losses.append(values["loss"])
         run.seconds.append(task.batch_size / values["pairs_per_second"])
 
-    with closing(ahead(partial(cut, objective), task.batches)) as ready:
+    with lm.recorded(warn), closing(ahead(partial(cut, objective), task.batches)) as ready:
         repeat(train_step, state, ready, schedule, Hooks(log))
 
 
@@ -260,7 +255,6 @@ def trl_best(task: Task, pairs_at_once: int = 2) -> Run:
 SCHEMES: dict[str, Callable[[Task], Run]] = {
     "prefopt": prefopt,
     "prefopt-lean": prefopt_lean,
-    "prefopt-layers": prefopt_layers,
     "trl": trl,
     "trl-whole": trl_whole,
     "trl-precomputed": trl_precomputed,

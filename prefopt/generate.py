@@ -106,7 +106,6 @@ class TransformersGenerator:
         with ExitStack() as stack:
             for lm in (self.lm, *others):
                 stack.enter_context(_undisturbed(lm))
-                stack.enter_context(lm.uncompiled())  # each length of its cache would be another kernel
             stack.enter_context(self.lm.computing())
             written = self.lm.bare.generate(
                 input_ids=torch.from_numpy(ids).to(self.lm.device),

@@ -53,6 +53,7 @@ class Tree(BlockMask):
         self._end = subtree_end.numpy()
         self._starts = np.flatnonzero(np.diff(self._end, prepend=-1))
         self._masks: dict[tuple, Tensor] = {}
+        self._planned: dict[int | None, list[Tensor]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
     @property
@@ -123,8 +124,20 @@ class Tree(BlockMask):
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """For FlexAttention; made once for all layers with this window."""
         if window not in self._block_masks:
-            self._block_masks[window] = flex.block_mask(self._end, self.positions, window, device)
+            self._planned[window] = flex.plan(self._end, self.positions, window, device)
+            self._block_masks[window] = flex.mask(len(self._end), window, self._planned[window])
         return self._block_masks[window]
+
+    def tensors(self) -> list[Tensor]:
+        """What FlexAttention reads on the device of the block masks that are planned."""
+        return [tensor for planned in self._planned.values() for tensor in planned]
+
+    def copied(self) -> Tree:
+        """The same, with tensors of its own."""
+        twin = self.read_once()
+        twin._planned = {window: [tensor.clone() for tensor in planned] for window, planned in self._planned.items()}
+        twin._block_masks = {window: flex.mask(len(self._end), window, own) for window, own in twin._planned.items()}
+        return twin
 
     def path(self, block: range) -> list[int]:
         """The runs whose keys a block needs: those above its first run, then its own."""
@@ -271,6 +284,5 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
     return out.transpose(1, 2).contiguous(), None
 
 
-# Not compiled with the layer that calls it: what it does hangs on the tree, and its kernel is compiled by itself.
-AttentionInterface.register(NAME, torch.compiler.disable(_forward))
+AttentionInterface.register(NAME, _forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -28,11 +28,11 @@ def takes(query: Tensor) -> bool:
     return query.is_cuda and query.shape[-1] >= 16
 
 
-def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, device: torch.device | str) -> BlockMask:
-    """The tree's visibility for T tokens, from ``subtree_end`` [T] and ``positions`` [T].
+def plan(end: np.ndarray, positions: np.ndarray, window: int | None, device: torch.device | str) -> list[Tensor]:
+    """The tree's visibility for T tokens, from ``subtree_end`` [T] and ``positions`` [T]: both, and the blocks.
 
-    >>> mask = block_mask(np.array([300] * 200 + [260] * 60 + [300] * 40), np.arange(300), None, "cpu")
-    >>> mask.to_dense()[0, 0].tolist()
+    >>> planned = plan(np.array([300] * 200 + [260] * 60 + [300] * 40), np.arange(300), None, "cpu")
+    >>> mask(300, None, planned).to_dense()[0, 0].tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
     size = len(end)
@@ -47,24 +47,28 @@ def block_mask(end: np.ndarray, positions: np.ndarray, window: int | None, devic
     if window is not None:
         some &= at.min(1)[:, None] - at.max(1)[None, :] < window
         full &= at.max(1)[:, None] - at.min(1)[None, :] < window
-    ends_there, at_there = (to_device(torch.from_numpy(x), device) for x in (ends, at.reshape(-1)))
-
-    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        visible = (j <= i) & (i < ends_there[j])
-        return visible if window is None else visible & (at_there[i] - at_there[j] < window)
-
     # Keys by queries for the forward pass, queries by keys for the backward. BlockMask.from_kv_blocks would work the
     # latter out with torch code that must not run in this thread while another one compiles.
     partial = some & ~full
-    seen, wholly_seen, by, wholly_by = (_listed(blocks, device) for blocks in (partial, full, partial.T, full.T))
-    return BlockMask((size, size), *seen, *wholly_seen, *by, *wholly_by, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)
+    listed = (x for blocks in (partial, full, partial.T, full.T) for x in _listed(blocks))
+    return [to_device(torch.from_numpy(x), device) for x in (ends, at.reshape(-1), *listed)]
 
 
-def _listed(wanted: np.ndarray, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def mask(size: int, window: int | None, planned: list[Tensor]) -> BlockMask:
+    """What FlexAttention reads the tensors of a `plan` through."""
+    ends, at, *blocks = planned
+
+    def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        visible = (j <= i) & (i < ends[j])
+        return visible if window is None else visible & (at[i] - at[j] < window)
+
+    return BlockMask((size, size), *blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=sees)  # type: ignore[misc, arg-type]
+
+
+def _listed(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[n, n] bool -> how many columns each row goes with [1, 1, n], and which, these first [1, 1, n, n]."""
     count, order = wanted.sum(1), np.argsort(~wanted, axis=1, kind="stable")
-    counted, listed = (torch.from_numpy(x.astype(np.int32))[None, None] for x in (count, order))
-    return to_device(counted, device), to_device(listed, device)
+    return count.astype(np.int32)[None, None], order.astype(np.int32)[None, None]
 
 
 def _kernel(query: Tensor) -> Any:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from prefopt.data import plan
 from prefopt.errors import UserError
 from prefopt.model import attention
+from prefopt.model.graphs import Graphs, filled, on_cuda
 from prefopt.model.logprobs import Head, token_logps
+from prefopt.model.narrow import narrow
 from prefopt.model.quiet import quiet
 from prefopt.model.recompute import how_many, layers_of, recomputing
 from prefopt.model.tree import pack, pack_rows
@@ -46,6 +48,9 @@ class LanguageModel:
         self._native_attention = self.bare.config._attn_implementation
         self.way: Way = way
         self.why = ""
+        self.graphs: Graphs | None = None
+        wide = self.device.type == "cuda" and self.dtype != next(module.parameters()).dtype
+        self._narrow = narrow(self.layers) if wide else []
         self.read_as(way)
 
     def read_as(self, way: Way, why: str = "") -> None:
@@ -55,22 +60,6 @@ class LanguageModel:
         """
         self.bare.set_attn_implementation(attention.NAME if way == "tree" else self._native_attention)
         self.way, self.why = way, why
-
-    def compile(self, wanted: bool = True, backend: str = "inductor") -> None:
-        """Have torch make kernels of what stands in each layer around its attention, at their first use; or not."""
-        for layer in self.layers:
-            layer.compile(dynamic=True, backend=backend) if wanted else setattr(layer, "_compiled_call_impl", None)
-
-    @contextmanager
-    def uncompiled(self) -> Iterator[None]:
-        """Layers as they were before ``compile``, within the block."""
-        compiled = [layer._compiled_call_impl for layer in self.layers]
-        self.compile(wanted=False)
-        try:
-            yield
-        finally:
-            for layer, calls in zip(self.layers, compiled, strict=True):
-                layer._compiled_call_impl = calls
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +115,7 @@ class LanguageModel:
         """The responses of ``examples``, in their order, as this model reads them."""
         if self.way != "tree":
             return pack_rows(examples, self.device)
-        batch = pack(examples, self.device)
+        batch = pack(examples, self.device, None if self.graphs is None else filled)
         batch.tree.plan(self._windows, self.device)
         return batch
 
@@ -153,9 +142,37 @@ class LanguageModel:
 
     def hidden(self, batch: PackedBatch, room: int | None = None) -> Tensor:
         """[T, H] (or [R·L, H]): what the head reads; ``room`` as for ``logprobs``."""
-        body = self.bare.base_model
-        with recomputing(self.layers[: self._recomputed(batch, room)]):
-            return body(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+        again = self._recomputed(batch, room)
+        if self.graphs is not None and torch.is_grad_enabled():
+            replayed = self.graphs.hidden(batch, fits=not again)
+            if replayed is not None:
+                return replayed
+        return self._hidden(batch, again)
+
+    def _hidden(self, batch: PackedBatch, again: int = 0) -> Tensor:
+        with recomputing(self.layers[:again]):
+            return self.bare.base_model(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+
+    @contextmanager
+    def recorded(self, note: Callable[[str], object]) -> Iterator[None]:
+        """Within this block a GPU is given forward and backward passes of trees as CUDA graphs (graphs.py).
+
+        ``note`` is told where that can't be. Gradients are to be there, or none, when a block's first pass begins, and
+        zeroed in place from then on.
+        """
+        if self.device.type == "cuda" and self.way == "tree":
+            self.graphs = Graphs(self._hidden, self._ready, note, on_cuda())
+        try:
+            yield
+        finally:
+            if self.graphs is not None:
+                self.graphs.forget()
+            self.graphs = None
+
+    def _ready(self) -> None:
+        """Narrow weights are those of now."""
+        for linear in self._narrow:
+            linear.narrow(self.dtype)
 
     def _recomputed(self, batch: PackedBatch, room: int | None) -> int:
         """How many of the first layers keep only what goes into them."""

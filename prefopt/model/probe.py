@@ -56,24 +56,6 @@ def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
     raise UserError(f"no way of reading {type(lm.bare).__name__} reproduces its own logits: {why}")
 
 
-def compile_layers(lm: LanguageModel, longest: int) -> str:
-    """Compile the layers of a model that is read as a tree; why not, where what is compiled is not what it was."""
-    examples = random_examples(lm, longest)
-    before = lm.score(lm.pack(examples)).token
-    lm.compile()
-    try:
-        learn(lm, examples)
-        off = float((lm.score(lm.pack(examples)).token - before).abs().max())  # type: ignore[operator]
-        problem = "" if off <= TOLERANCE[lm.dtype] else f"log-probs would differ by up to {off:.2g} nats"
-    except Exception as error:  # whatever a compiler raises
-        log.debug("compiling", exc_info=True)
-        problem = f"{type(error).__name__}: {' '.join(str(error).split()[:24])}"
-    if problem:
-        lm.compile(wanted=False)
-        return f"the layers of {type(lm.bare).__name__} are not compiled, so a step takes longer: {problem}"
-    return ""
-
-
 def rounding(lm: LanguageModel, examples: list[Encoded], narrow: torch.Tensor) -> float:
     """How far one token's log-prob, ``narrow`` [N] of one sequence at a time, is off for what it is computed in."""
     wide = next(lm.module.parameters()).dtype

@@ -10,7 +10,7 @@ The last token of a response is predicted but never read, so it is not part of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,12 @@ from prefopt.transfer import to_device
 from prefopt.types import Encoded, PackedBatch
 
 
-def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> PackedBatch:
+def pack(
+    examples: Sequence[Encoded], device: torch.device | str = "cpu", fill: Callable[[int], int] | None = None
+) -> PackedBatch:
     """All responses of ``examples`` as one token tree; responses are numbered in the order given.
+
+    ``fill``: up to how many tokens it is filled, by those that it has, with some that see but themselves.
 
     >>> AB, ones = np.array([65, 66], np.int32), lambda n: np.ones(n, bool)
     >>> pair = Encoded(AB, (np.array([67, 2], np.int32), np.array([68, 69, 2], np.int32)),
@@ -39,7 +43,11 @@ def pack(examples: Sequence[Encoded], device: torch.device | str = "cpu") -> Pac
     node = np.empty_like(nodes.node)
     node[order] = nodes.node  # [R, L] in the order given
     source = node[scored.owner, scored.at - 1]
-    return _batch(nodes.ids[None], nodes.depth[None], nodes.subtree_end, source, scored, device)
+    size = len(nodes.ids)
+    room = fill(size) - size if fill else 0
+    ids, depth = (np.pad(x, (0, room))[None] for x in (nodes.ids, nodes.depth))
+    end = np.append(nodes.subtree_end, np.arange(size, size + room) + 1)
+    return _batch(ids, depth, end, source, scored, device)
 
 
 class Nodes(NamedTuple):

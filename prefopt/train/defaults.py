@@ -74,16 +74,6 @@ def tokens_per_microbatch(device: torch.device, held: int = 0, each: int = 0) ->
     return fitting(room, each, most=MOST_TOKENS["cuda"])
 
 
-def pays_to_compile(device: torch.device, parameters: int, at_once: int, tokens: int) -> bool:
-    """Whether layers are compiled: where a GPU, not its host, is what a step waits for, and for long enough.
-
-    On an H200 a step of 6.6 billion parameters and 1,800 tokens ``at_once`` takes 0.8 of its time then, and making the
-    kernels 15 s; one of 0.5 billion and 3,600, for which the host needs longer, takes 1.1 (benchmarks/h200-7B, -0.5B).
-    ``tokens``: that the run will read.
-    """
-    return device.type == "cuda" and parameters * at_once >= 8e12 and parameters * tokens >= 4e15
-
-
 def must_fit(device: torch.device, held: int) -> None:
     """UserError where ``held`` bytes, of which each step needs all, are more than a GPU has."""
     if device.type == "cuda" and held > (there := torch.cuda.get_device_properties(device).total_memory):

@@ -204,14 +204,6 @@ class Job:
         kept = max(self.config.tokens_per_microbatch or 0, recompute.at_least(self.data.longest, layers))
         return self.held() + kept * self.bytes_a_token
 
-    @property
-    def compiles(self) -> bool:
-        """Whether it pays to compile the model's layers."""
-        a_step = sum(map(sum, each(self.data.train, "lengths"))) * self.schedule.batch_size // len(self.data.train)
-        at_once = min(self.config.tokens_per_microbatch or a_step, a_step)
-        device = pick_device(self.config.device)
-        return defaults.pays_to_compile(device, self.parameters, at_once, a_step * self.schedule.steps)
-
     def running(self) -> int:
         """Bytes of Python, torch and the data on a CPU, where they share the memory."""
         return peak_memory() if pick_device(self.config.device).type == "cpu" else 0

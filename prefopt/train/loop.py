@@ -66,6 +66,7 @@ class Hooks:
     save: Callable[[int], object] = untold
     stopping: Callable[[], bool] = lambda: False
     stop: Callable[[int], object] = untold
+    note: Callable[[str], object] = untold
 
 
 class Stepping(Protocol):
@@ -94,7 +95,7 @@ B = TypeVar("B")
 def fit(state: TrainingState, units: Sequence[Encoded], schedule: Schedule, hooks: Hooks) -> None:
     """`train_step` until ``schedule.steps``; the next step's batch is made ready while one is computed."""
     drawn = batches(units, schedule, state.step)
-    with closing(ahead(partial(cut, state.objective), drawn)) as ready:
+    with state.objective.lm.recorded(hooks.note), closing(ahead(partial(cut, state.objective), drawn)) as ready:
         repeat(train_step, state, ready, schedule, hooks)
 
 
@@ -201,13 +202,14 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figure
     """
     objective, optimizer, examples = state.objective, state.optimizer, batch.examples
     metrics, own, losses, step = Metrics(), Metrics(), [], state.step + 1
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=objective.lm.graphs is None)  # what is recorded adds to where they are
     baseline = objective.baseline(examples)
     for part in batch.parts:
         output = objective(part, baseline)
         (output.loss.sum() / len(examples)).backward()
         metrics.add({"loss": output.loss, **output.metrics})
         losses.append(output.loss.detach().flatten())
+        del output  # a pass is recorded where nothing of another one is alive
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
     finite = torch.cat([*losses, norm[None]]).isfinite().all()

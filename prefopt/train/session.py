@@ -162,7 +162,7 @@ class Recorder:
     @property
     def hooks(self) -> Hooks:
         evaluate = partial(self.course.evaluate, self)
-        return Hooks(self.step, evaluate, self.save, lambda: self.stop.requested, self.pause)
+        return Hooks(self.step, evaluate, self.save, lambda: self.stop.requested, self.pause, self.display.note)
 
     def step(self, step: int, values: dict[str, float]) -> None:
         self.write(step, "train", values)

@@ -1,0 +1,198 @@
+"""What a GPU does for a batch of so many tokens, recorded once, and from then on asked for in one call.
+
+A step of a model of 0.5 billion parameters is some ten thousand kernels, which take a GPU less time than its host
+needs to hand them over one by one. A CUDA graph holds them all; what goes into them lies in the same place every time.
+Trees differ from batch to batch and so do their lengths: they are filled up to one of some sixteen lengths in every
+doubling, each of which has its graphs, and what attention may see is read by its kernel from tensors.
+
+Activations live in memory that the graphs share, since one backward pass is through before the next forward pass
+begins. The head, the loss and the optimizer are no part of a graph.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefopt.model.flex import BLOCK
+from prefopt.types import PackedBatch
+
+log = logging.getLogger(__name__)
+EAGER = 2
+"""passes that are computed without a graph before any is recorded: by then all kernels are made"""
+MAKING_ROOM = 3
+"""times that a batch takes the graphs' memory, after which they are given up"""
+
+Body = Callable[[PackedBatch], Tensor]
+Work = Callable[[], object]
+Recorder = Callable[[Work], Work]
+
+
+def filled(tokens: int) -> int:
+    """What a tree of so many tokens is filled up to: the kernel's next block, of long ones at most a sixteenth more.
+
+    >>> [filled(tokens) for tokens in (1, 300, 2048, 2049, 4096, 5000, 16000)]
+    [128, 384, 2048, 2304, 4096, 5120, 16384]
+    """
+    step = max(BLOCK, 2 ** (tokens - 1).bit_length() // 16)
+    return -(-tokens // step) * step
+
+
+def on_cuda() -> Recorder:
+    """Records graphs that share their memory."""
+    pool: Any = torch.cuda.graph_pool_handle()
+
+    def record(work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        with torch.cuda.stream(_stream()):  # and off it again, also where a recording fails
+            # Another thread packs batches meanwhile, and may ask for memory.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                work()
+                graph.capture_end()
+            except BaseException:
+                _abandon(graph, pool)
+                raise
+        return graph.replay
+
+    return record
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """One for forward and backward passes: autograd goes back on the stream that it came on."""
+    return torch.cuda.Stream()
+
+
+_abandoned: list[torch.cuda.CUDAGraph] = []  # torch's allocator still asks them whose memory something is
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Ends a recording in which something failed: torch leaves its memory to it for good."""
+    _abandoned.append(graph)
+    with suppress(Exception):  # says once more that it failed
+        graph.capture_end()
+    with suppress(Exception):
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+
+
+class Graph:
+    """Forward and backward pass of ``body`` for trees of as many tokens as ``batch`` has."""
+
+    def __init__(self, body: Body, batch: PackedBatch, record: Recorder):
+        tree = batch.tree.copied()
+        self.batch = replace(batch, ids=batch.ids.clone(), positions=batch.positions.clone(), tree=tree)
+        self.hidden, self.upstream = Tensor(), Tensor()
+        live = Tensor()
+
+        def forward() -> None:
+            nonlocal live
+            live = body(self.batch)
+            self.hidden = live.detach()
+
+        def backward() -> None:
+            with torch.autocast(live.device.type, enabled=False):
+                live.backward(self.upstream)
+
+        self.forward = record(forward)
+        self.upstream = torch.empty_like(self.hidden)
+        self.backward = record(backward)
+        live = Tensor()  # activations are the graphs' alone
+
+    def load(self, batch: PackedBatch) -> None:
+        """``batch`` in place of the one before."""
+        torch._foreach_copy_(_inputs(self.batch), _inputs(batch))
+
+
+def _inputs(batch: PackedBatch) -> list[Tensor]:
+    return [batch.ids, batch.positions, *batch.tree.tensors()]
+
+
+@dataclass
+class Graphs:
+    """The graphs of one model's ``body``, by length. ``ready`` makes it so that what they read is there."""
+
+    body: Body
+    ready: Callable[[], None]
+    note: Callable[[str], object]
+    record: Recorder
+    known: dict[int, Graph] = field(default_factory=dict)
+    eager: int = 0
+    """passes that were computed without a graph"""
+    made_room: int = 0
+    given_up: bool = False
+
+    def hidden(self, batch: PackedBatch, fits: bool = True) -> Tensor | None:
+        """What ``body`` gives, [T, H], with its gradient; None where it is to be computed without a graph.
+
+        ``fits``: whether it takes no more memory than others do, or else the graphs make room for it.
+        """
+        length = batch.ids.numel()
+        if not fits and self.known and _scarce():
+            self._make_room()
+        if fits and not self.given_up and self.eager >= EAGER:
+            self.ready()
+            if graph := self.known.get(length) or self._recorded(batch):
+                self.known[length] = graph
+                return _Replay.apply(torch.zeros((), requires_grad=True), graph, batch)
+        self.eager += 1
+        return None
+
+    def _recorded(self, batch: PackedBatch) -> Graph | None:
+        try:
+            return Graph(self.body, batch, self.record)
+        except Exception as error:  # whatever cannot be recorded: what asks the device for a value, say
+            log.debug("recording", exc_info=True)
+            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split()[:24])}")
+            return None
+
+    def _make_room(self) -> None:
+        self.forget()
+        self.made_room += 1
+        if self.made_room == MAKING_ROOM:
+            self._give_up("there are batches that need the memory they take")
+
+    def _give_up(self, why: str) -> None:
+        self.forget()
+        self.given_up = True
+        self.note(f"steps are not recorded as CUDA graphs, so they take longer: {why}")
+
+    def forget(self) -> None:
+        """Give their memory back."""
+        self.known.clear()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+
+def _scarce() -> bool:
+    """Whether another pass may not find room beside what is taken."""
+    free, total = torch.cuda.mem_get_info()
+    return free < total // 3
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, trigger: Tensor, graph: Graph, batch: PackedBatch) -> Tensor:
+        graph.load(batch)
+        graph.forward()
+        ctx.graph = graph
+        return graph.hidden.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None]:
+        ctx.graph.upstream.copy_(upstream[0])
+        ctx.graph.backward()  # adds to the gradients of the weights where they lie
+        return None, None, None
