@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefopt.threads import share_the_cores
+from prefopt.environment import share_the_cores, stretch_the_memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,8 +107,9 @@ def sample(**asked: Any) -> dict[str, Any]:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    stretch_the_memory()  # as prefopt's command line does, for all
     if asked.get("scheme", "prefopt").startswith("prefopt"):
-        share_the_cores()  # as its command line does
+        share_the_cores()  # and this for itself
     import torch
 
     torch.set_num_threads(asked.pop("threads"))

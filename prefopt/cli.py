@@ -22,9 +22,9 @@ import prefopt
 from prefopt import config, usage
 from prefopt.commands import COMMANDS, Command
 from prefopt.config import Setting
+from prefopt.environment import prepare
 from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.signals import term_interrupts
-from prefopt.threads import share_the_cores
 
 HELP = {"--help", "-h", "--help-all"}
 
@@ -32,7 +32,7 @@ HELP = {"--help", "-h", "--help-all"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    share_the_cores()
+    prepare()
     try:
         with term_interrupts():
             _run(argv)
