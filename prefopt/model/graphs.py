@@ -140,7 +140,7 @@ class Graphs:
         """
         length = batch.ids.numel()
         if not fits and self.known and _scarce():
-            self._make_room()
+            self.make_room()
         if fits and not self.given_up and self.eager >= EAGER:
             self.ready()
             if graph := self.known.get(length) or self._recorded(batch):
@@ -157,7 +157,8 @@ class Graphs:
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split()[:24])}")
             return None
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
+        """Another pass needs the memory; what is recorded is recorded anew afterwards."""
         self.forget()
         self.made_room += 1
         if self.made_room == MAKING_ROOM:

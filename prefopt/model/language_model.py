@@ -24,7 +24,7 @@ from prefopt.model.graphs import Graphs, filled, on_cuda
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.narrow import narrow
 from prefopt.model.quiet import quiet
-from prefopt.model.recompute import how_many, layers_of, recomputing
+from prefopt.model.recompute import SLACK, how_many, layers_of, recomputing
 from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
 
@@ -147,6 +147,12 @@ class LanguageModel:
             replayed = self.graphs.hidden(batch, fits=not again)
             if replayed is not None:
                 return replayed
+        try:
+            return self._hidden(batch, again)
+        except torch.OutOfMemoryError:
+            if self.graphs is None or not self.graphs.known:
+                raise
+            self.graphs.make_room()
         return self._hidden(batch, again)
 
     def _hidden(self, batch: PackedBatch, again: int = 0) -> Tensor:
@@ -178,6 +184,8 @@ class LanguageModel:
         """How many of the first layers keep only what goes into them."""
         if room is None or not torch.is_grad_enabled():
             return 0
+        if self.graphs is not None:  # what a batch is filled up with is no reason
+            room = round(filled(round(SLACK * room)) / SLACK)
         return how_many(batch.ids.numel(), room, len(self.layers))
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
