@@ -34,12 +34,13 @@ bench: bench-env      ## the measurements, beside TRL, in runs/bench
 
 bench-env: $(PEERS)/.ready  ## an environment of its own that has TRL too
 
-GPU := -m benchmarks --device cuda --workloads hh --batch-sizes 16 --rounds 1
+GPU := -m benchmarks --device cuda --workloads hh --rounds 1
 gpu:                  ## what needs a CUDA device (7B: 140 GB), with PYTHON's own torch: tests and measurements
 	-$(PYTHON) -m pytest -m cuda tests
-	$(PYTHON) $(GPU) --size 0.5B --steps 14 --untimed 4 --out runs/gpu-0.5b \
-	--schemes prefopt trl trl-best-8 trl-best-16
-	$(PYTHON) $(GPU) --size 7B --steps 6 --untimed 2 --out runs/gpu-7b --schemes prefopt trl trl-best trl-best-4
+	$(PYTHON) -m benchmarks.head --device cuda
+	$(PYTHON) $(GPU) --size 0.5B --batch-sizes 16 --steps 30 --untimed 15 --out runs/gpu-0.5b --schemes prefopt trl trl-best-16
+	$(PYTHON) $(GPU) --size 7B --batch-sizes 16 --steps 6 --untimed 2 --out runs/gpu-7b --schemes prefopt trl trl-best
+	$(PYTHON) $(GPU) --size 7B --batch-sizes 64 --steps 10 --untimed 5 --out runs/gpu-7b --add --schemes prefopt
 
 clean:                ## removes what these targets made, except runs/
 	rm -rf .venv $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -9,7 +9,6 @@ from benchmarks.report import Row, Rows
 COLOURS = {
     "prefopt": "#2a6fdb",
     "prefopt-lean": "#123c80",
-    "prefopt-layers": "#7fb0f5",
     "trl": "#c44",
     "trl-whole": "#922",
     "trl-precomputed": "#e08a4a",

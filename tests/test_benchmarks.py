@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as driver
-from benchmarks import growth, report, sampling
+from benchmarks import growth, head, report, sampling
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,15 @@ def test_side_by_side_on_a_gpu(tmp_path):
     rows = report.rows(json.loads((tmp_path / "results.json").read_text())["records"])
     ours, padded = (rows["hh", 4, scheme] for scheme in ("prefopt", "padded"))
     assert padded.losses == pytest.approx(ours.losses, abs=1e-2)  # in bf16
+
+
+def test_heads_beside_one_another(monkeypatch, capsys):
+    monkeypatch.setitem(head.SHAPES, "cpu", ((16, 64, 200),))
+    monkeypatch.setattr("prefopt.model.logprobs.CHUNK_BYTES", 128)
+    head.main(["--repeats", "1"])
+    assert "prefopt" in capsys.readouterr().out
+    rows = {name: off for name, *_, off in head.rows("cpu", 16, 64, 200, 1)}
+    assert float(rows["logits"]) == 0 and float(rows["prefopt"]) < 1e-6
 
 
 def test_a_turn_that_fails_is_named_and_not_counted():
