@@ -55,6 +55,7 @@ class Tree(BlockMask):
         self._masks: dict[tuple, Tensor] = {}
         self._planned: dict[int | None, list[Tensor]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
+        self._recorded = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +125,8 @@ class Tree(BlockMask):
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """For FlexAttention; made once for all layers with this window."""
         if window not in self._block_masks:
+            if self._recorded:
+                raise RuntimeError(f"attention looks back {window} tokens, which was not planned")
             self._planned[window] = flex.plan(self._end, self.positions, window, device)
             self._block_masks[window] = flex.mask(len(self._end), window, self._planned[window])
         return self._block_masks[window]
@@ -133,8 +136,9 @@ class Tree(BlockMask):
         return [tensor for planned in self._planned.values() for tensor in planned]
 
     def copied(self) -> Tree:
-        """The same, with tensors of its own."""
+        """The same for a recording, with tensors of its own: what was not planned would be this batch's for ever."""
         twin = self.read_once()
+        twin._recorded = True
         twin._planned = {window: [tensor.clone() for tensor in planned] for window, planned in self._planned.items()}
         twin._block_masks = {window: flex.mask(len(self._end), window, own) for window, own in twin._planned.items()}
         return twin

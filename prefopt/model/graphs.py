@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefopt.model.flex import BLOCK
 from prefopt.types import PackedBatch
@@ -55,9 +56,9 @@ def on_cuda() -> Recorder:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         with torch.cuda.stream(_stream()):  # and off it again, also where a recording fails
-            # Another thread packs batches meanwhile, and may ask for memory.
-            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
+                # Another thread packs batches meanwhile, and may ask for memory.
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 work()
                 graph.capture_end()
             except BaseException:
@@ -88,17 +89,22 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
 
 
 class Graph:
-    """Forward and backward pass of ``body`` for trees of as many tokens as ``batch`` has."""
+    """Forward and backward pass of ``body`` for trees of as many tokens as ``batch`` has.
 
-    def __init__(self, body: Body, batch: PackedBatch, record: Recorder):
+    The backward pass adds to ``gradients``, those of the weights, where they lie.
+    """
+
+    def __init__(self, body: Body, batch: PackedBatch, gradients: list[Tensor | None], record: Recorder):
         tree = batch.tree.copied()
         self.batch = replace(batch, ids=batch.ids.clone(), positions=batch.positions.clone(), tree=tree)
         self.hidden, self.upstream = Tensor(), Tensor()
+        self.gradients = gradients
         live = Tensor()
 
         def forward() -> None:
             nonlocal live
-            live = body(self.batch)
+            with _without_cache():
+                live = body(self.batch)
             self.hidden = live.detach()
 
         def backward() -> None:
@@ -115,6 +121,17 @@ class Graph:
         torch._foreach_copy_(_inputs(self.batch), _inputs(batch))
 
 
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """What autocast casts here is a recording's, and nothing outside of it is to find it."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 def _inputs(batch: PackedBatch) -> list[Tensor]:
     return [batch.ids, batch.positions, *batch.tree.tensors()]
 
@@ -124,6 +141,7 @@ class Graphs:
     """The graphs of one model's ``body``, by length. ``ready`` makes it so that what they read is there."""
 
     body: Body
+    weights: Sequence[nn.Parameter]
     ready: Callable[[], None]
     note: Callable[[str], object]
     record: Recorder
@@ -132,6 +150,8 @@ class Graphs:
     """passes that were computed without a graph"""
     made_room: int = 0
     given_up: bool = False
+    under_way: Callable[[], object] = lambda: None
+    """gives what lives until the newest forward pass has been followed by its backward pass, or is forgotten"""
 
     def hidden(self, batch: PackedBatch, fits: bool = True) -> Tensor | None:
         """What ``body`` gives, [T, H], with its gradient; None where it is to be computed without a graph.
@@ -141,21 +161,35 @@ class Graphs:
         length = batch.ids.numel()
         if not fits and self.known and _scarce():
             self.make_room()
-        if fits and not self.given_up and self.eager >= EAGER:
+        gradients = [weight.grad for weight in self.weights]
+        if fits and not self.given_up and self.eager >= EAGER and self.under_way() is None:
             self.ready()
-            if graph := self.known.get(length) or self._recorded(batch):
-                self.known[length] = graph
-                return _Replay.apply(torch.zeros((), requires_grad=True), graph, batch)
+            graph = self.known.get(length)
+            if graph is None or any(a is not b for a, b in zip(graph.gradients, gradients, strict=True)):
+                graph = self._recorded(batch, gradients)
+            if graph is not None:
+                self.known[length], pass_ = graph, Pass(graph)
+                self.under_way = ref(pass_)
+                return _Replay.apply(torch.zeros((), requires_grad=True), pass_, batch)
         self.eager += 1
         return None
 
-    def _recorded(self, batch: PackedBatch) -> Graph | None:
+    def _recorded(self, batch: PackedBatch, gradients: list[Tensor | None]) -> Graph | None:
         try:
-            return Graph(self.body, batch, self.record)
+            graph = Graph(self.body, batch, gradients, self.record)
+            if self._kept(gradients):
+                return graph
         except Exception as error:  # whatever cannot be recorded: what asks the device for a value, say
             log.debug("recording", exc_info=True)
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split()[:24])}")
-            return None
+        return None
+
+    def _kept(self, gradients: list[Tensor | None]) -> bool:
+        """Whether no weight has got its first gradient, which a replay would not add to but begin anew."""
+        begun = [(w, before) for w, before in zip(self.weights, gradients, strict=True) if w.grad is not before]
+        for weight, before in begun:
+            weight.grad = before
+        return not begun
 
     def make_room(self) -> None:
         """Another pass needs the memory; what is recorded is recorded anew afterwards."""
@@ -184,16 +218,27 @@ def _scarce() -> bool:
     return free < total // 3
 
 
+@dataclass
+class Pass:
+    """One use of a graph, which all graphs wait for: its activations lie where theirs would."""
+
+    graph: Graph
+
+
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, trigger: Tensor, graph: Graph, batch: PackedBatch) -> Tensor:
-        graph.load(batch)
-        graph.forward()
-        ctx.graph = graph
-        return graph.hidden.detach()
+    def forward(ctx: Any, trigger: Tensor, pass_: Pass, batch: PackedBatch) -> Tensor:
+        pass_.graph.load(batch)
+        pass_.graph.forward()
+        ctx.pass_ = pass_
+        return pass_.graph.hidden.detach()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None]:
-        ctx.graph.upstream.copy_(upstream[0])
-        ctx.graph.backward()  # adds to the gradients of the weights where they lie
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
+        if ctx.pass_ is None:
+            raise RuntimeError("a recorded pass has one backward pass, and this is another one")
+        ctx.pass_.graph.upstream.copy_(upstream)
+        ctx.pass_.graph.backward()
+        ctx.pass_ = None
         return None, None, None

@@ -167,13 +167,18 @@ class LanguageModel:
         zeroed in place from then on.
         """
         if self.device.type == "cuda" and self.way == "tree":
-            self.graphs = Graphs(self._hidden, self._ready, note, on_cuda())
+            self.graphs = Graphs(self._hidden, self._trained, self._ready, note, on_cuda())
         try:
             yield
         finally:
             if self.graphs is not None:
                 self.graphs.forget()
             self.graphs = None
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        """The body's weights that have a gradient."""
+        return [p for p in self.bare.base_model.parameters() if p.requires_grad]
 
     def _ready(self) -> None:
         """Narrow weights are those of now."""

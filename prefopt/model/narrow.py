@@ -8,11 +8,14 @@ narrow weights stay until the weights change, and the product itself adds a grad
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class NarrowLinear(nn.Linear):
@@ -40,11 +43,25 @@ class NarrowLinear(nn.Linear):
 
 
 def narrow(modules: Iterable[nn.Module]) -> list[NarrowLinear]:
-    """Make the linear layers within ``modules`` narrow ones; not those that are of a kind of their own."""
+    """Make the linear layers within ``modules`` narrow ones; not those that are of a kind of their own.
+
+    A weight's later gradients come past autograd, and so past its hooks, which data parallelism would need.
+    """
+    _tell_of_updates()
     made = [part for module in modules for part in module.modules() if type(part) in (nn.Linear, NarrowLinear)]
     for linear in made:
         linear.__class__ = NarrowLinear
     return made  # type: ignore[return-value]
+
+
+@cache
+def _tell_of_updates() -> None:
+    """Whatever optimizer changes weights, they are known to be others: torch's fused kernels leave their version."""
+
+    def changed(optimizer: Optimizer, *_: object) -> None:
+        torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+    register_optimizer_step_post_hook(changed)
 
 
 class _Product(torch.autograd.Function):

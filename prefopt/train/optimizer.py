@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer, RMSprop
@@ -42,14 +41,7 @@ def build(kind: Kind, parameters: Iterable[tuple[str, Parameter]], weight_decay:
         {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = all(parameter.device.type in _FUSED_DEVICES for _, parameter in trained)
-    made = AdamW([group for group in groups if group["params"]], lr=0.0, fused=fused or None)
-    made.register_step_post_hook(_changed)
-    return made
-
-
-def _changed(optimizer: Optimizer, *_: object) -> None:
-    """Weights are known to be others than before, which torch's fused kernel does not tell."""
-    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"]])
+    return AdamW([group for group in groups if group["params"]], lr=0.0, fused=fused or None)
 
 
 def step_if(optimizer: Optimizer, finite: Tensor) -> None:

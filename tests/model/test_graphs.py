@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention
 
-from prefopt.model import flex
+from prefopt.model import flex, graphs
 from prefopt.model.attention import Tree
 from prefopt.model.graphs import Graphs, filled
 from prefopt.model.language_model import LanguageModel
@@ -70,7 +70,7 @@ def test_what_goes_in_is_replaced_and_gradients_add_up(flexible, name):
     lm = LanguageModel(make_model(name, wide=True).eval(), "tree")
     plain = steps(lm)
     notes = []
-    lm.graphs = Graphs(lm._hidden, lm._ready, notes.append, imitated())
+    lm.graphs = Graphs(lm._hidden, lm._trained, lm._ready, notes.append, imitated())
     ours = steps(lm)
     assert {*lm.graphs.known} == {128} and not notes
     for mine, theirs in zip([*ours[0], *ours[1]], [*plain[0], *plain[1]], strict=True):
@@ -129,7 +129,7 @@ def test_what_can_not_be_recorded_is_computed_and_said_once():
 
     lm = LanguageModel(make_model("llama").eval(), "tree")
     plain, notes = steps(lm), []
-    lm.graphs = Graphs(lm._hidden, lm._ready, notes.append, record)
+    lm.graphs = Graphs(lm._hidden, lm._trained, lm._ready, notes.append, record)
     ours = steps(lm, range(4))
     assert len(notes) == 1 and "no such graph" in notes[0] and not lm.graphs.known
     for mine, theirs in zip([*ours[0], *ours[1]], [*plain[0], *plain[1]], strict=True):
@@ -144,3 +144,65 @@ def test_a_tree_is_filled_with_what_sees_itself_alone():
     for field in ("source", "target", "owner"):
         assert torch.equal(getattr(ours, field), getattr(plain, field))
     assert (ours.tree.positions == ours.positions[0].numpy()).all()
+
+
+@pytest.fixture
+def recording(flexible):
+    """A model whose passes are recorded from the first one on, and the gradients that two batches give it."""
+    lm = LanguageModel(make_model("llama", wide=True).eval(), "tree")
+    plain = steps(lm, range(2))[1]
+    for p in lm.module.parameters():
+        p.grad.zero_()
+    lm.graphs = Graphs(lm._hidden, lm._trained, lm._ready, print, imitated(), eager=graphs.EAGER)
+    return lm, plain
+
+
+def loss(lm, seed):
+    return (lm.logprobs(lm.pack(examples(seed))).sum * torch.arange(1.0, 7.0)).sum()
+
+
+def same(lm, plain):
+    for p, theirs in zip(lm.module.parameters(), plain, strict=True):
+        torch.testing.assert_close(p.grad, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_pass_before_the_firsts_backward_is_not_a_replay(recording):
+    lm, plain = recording
+    first, second = loss(lm, 0), loss(lm, 1)
+    assert lm.graphs.eager == graphs.EAGER + 1
+    (first + second).backward()
+    same(lm, plain)
+    del first, second
+    loss(lm, 0)  # that nothing came of
+    loss(lm, 1)
+    assert lm.graphs.eager == graphs.EAGER + 1
+
+
+def test_a_replay_has_one_backward_pass(recording):
+    lm, _ = recording
+    once = loss(lm, 0)
+    once.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="another one"):
+        once.backward()
+
+
+def test_gradients_that_are_others_are_recorded_anew(recording):
+    lm, plain = recording
+    loss(lm, 0).backward()
+    before = lm.graphs.known[128]
+    loss(lm, 0).backward()
+    assert lm.graphs.known[128] is before
+    lm.module.zero_grad(set_to_none=True)
+    for seed in range(2):
+        loss(lm, seed).backward()
+        assert lm.graphs.known[128] is not before
+    same(lm, plain)
+
+
+def test_a_window_that_was_not_planned_is_no_recordings():
+    tree = Tree(torch.tensor([3, 3, 3]))
+    tree.block_mask(None, torch.device("cpu"))
+    copied = tree.copied()
+    assert copied.block_mask(None, torch.device("cpu")) is not tree.block_mask(None, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="not planned"):
+        copied.block_mask(2, torch.device("cpu"))

@@ -27,7 +27,7 @@ def kept(monkeypatch):
 
     @contextmanager
     def recorded(self, note):
-        self.graphs = Graphs(self._hidden, self._ready, note, imitated())
+        self.graphs = Graphs(self._hidden, self._trained, self._ready, note, imitated())
         found.append(self.graphs)
         yield
         self.graphs = None
@@ -78,7 +78,7 @@ def test_what_needs_their_memory_gets_it(wide, tmp_path, flexible, kept, monkeyp
 def test_a_long_batch_takes_the_memory_where_it_is_scarce(monkeypatch):
     scarce = False
     monkeypatch.setattr(graphs, "_scarce", lambda: scarce)
-    made = Graphs(lambda batch: batch, lambda: None, print, imitated(), known={128: object()}, eager=2)
+    made = Graphs(lambda batch: batch, [], lambda: None, print, imitated(), known={128: object()}, eager=2)
     batch = type("Batch", (), {"ids": torch.zeros(1, 256)})
     assert made.hidden(batch, fits=False) is None and made.known
     scarce = True
