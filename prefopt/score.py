@@ -1,6 +1,6 @@
-"""``prefopt score``: what a policy thinks of each response, and its implicit reward against a reference.
+"""``prefopt score``: what a policy thinks of each response, and its implicit reward against a reference; or a reward.
 
-One JSON object for each response, in the order of the data:
+One JSON object for each response, in the order of the data; of a reward, without what log-probs are:
 
     {"source": "prefs.jsonl:12", "response": 0, "score": 1.0, "length": 31, "logp": -42.1,
      "reference_logp": -44.6, "reward": 0.25}
@@ -11,6 +11,7 @@ computes nothing that training, or another score, asked of the same model before
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefopt.config import Score
-from prefopt.data.dataset import encoded
+from prefopt.data.dataset import Usable, encoded, megabytes, opened
 from prefopt.data.encode import Encoder
 from prefopt.data.shelf import longest
 from prefopt.errors import RunFailed, UserError
@@ -28,43 +29,98 @@ from prefopt.model.figures import Figures
 from prefopt.model.load import check_reference, load_model, load_tokenizer
 from prefopt.model.reference import response_keys
 from prefopt.model.scoring import figures_of, scope_of
+from prefopt.rl.rewards import Reward, load_reward
 from prefopt.signals import resumable
 from prefopt.statistics import proportion
 from prefopt.terminal import counted
 from prefopt.train.display import Display
 from prefopt.train.job import length_limit
 from prefopt.train.prepare import account
-from prefopt.types import Encoded, comparisons
+from prefopt.types import Encoded, Example, Response, comparisons
 from prefopt.whole import whole, writable
 
 Row = dict[str, Any]
+AT_ONCE = 256
+"""examples whose responses a reward is asked about together"""
 
 
 def run(config: Score) -> int:
     """Writes JSON lines to ``config.out`` or stdout, and a few words to stderr.
 
-    Stopped after a signal, with what was computed kept.
+    Stopped after a signal, with what a policy computed kept.
     """
-    tokenizer = load_tokenizer(config.policy)
-    if config.reference is not None:
-        check_reference(config.reference, config.policy, tokenizer)
-    length = length_limit(config.max_length, config.policy, config.reference)
     with Display(0, "score") as display:
-        encoder = Encoder(tokenizer, length, config.overlong, config.train_on)
-        data = encoded(config.data, config.format, encoder, display)
-        for text in [*dict.fromkeys(data.notes), *account(data.findings)]:
-            display.note(text)
-        if not data.examples:
-            raise UserError(f"{', '.join(config.data)}: nothing is left to score")
-        _check_writable(config.out)
-        with resumable("the same command"):
-            policy = _figures(config, config.policy, data.examples, display)
-            reference = _figures(config, config.reference, data.examples, display) if config.reference else None
-            tally = Tally()
-            _write(config.out, _rows(data.examples, policy, reference, config.beta, tally))
+        tally = Tally()
+        if config.policy is not None:
+            _by_policy(config, config.policy, display, tally)
+        else:
+            _by_reward(config, display, tally)
         for text in tally.words():
             display.note(text)
     return 0
+
+
+def _by_policy(config: Score, name: str, display: Display, tally: Tally) -> None:
+    tokenizer = load_tokenizer(name)
+    if config.reference is not None:
+        check_reference(config.reference, name, tokenizer)
+    length = length_limit(config.max_length, name, config.reference)
+    encoder = Encoder(tokenizer, length, config.overlong, config.train_on)
+    data = encoded(config.data, config.format, encoder, display)
+    for text in [*dict.fromkeys(data.notes), *account(data.findings)]:
+        display.note(text)
+    if not data.examples:
+        raise UserError(_nothing(config))
+    _check_writable(config.out)
+    with resumable("the same command"):
+        policy = _figures(config, name, data.examples, display)
+        reference = _figures(config, config.reference, data.examples, display) if config.reference else None
+        _write(config.out, _rows(data.examples, policy, reference, config.beta, tally))
+
+
+def _by_reward(config: Score, display: Display, tally: Tally) -> None:
+    """Nothing is encoded or kept: a reward reads a prompt and a response."""
+    sources = opened(config.data, config.format, display)
+    _check_writable(config.out)
+    assert config.reward is not None
+    reward = load_reward(config.reward, config.dtype, config.device)
+    with display.pass_("reward", megabytes(sources), " MB") as advance:
+        usable = Usable(sources, advance)
+        _write(config.out, _rewarded(usable, reward, tally, _nothing(config)))
+    for text in account([*usable.unread, *usable.odd]):
+        display.note(text)
+
+
+def _rewarded(usable: Usable, reward: Reward, tally: Tally, nothing: str) -> Iterator[Row]:
+    examples = iter(usable)
+    while some := list(itertools.islice(examples, AT_ONCE)):
+        answers = [[last_turn(example, response) for response in example.responses] for example in some]
+        pairs = [(e.prompt, answer) for e, those in zip(some, answers, strict=True) for answer in those]
+        rewards = iter(reward(pairs))
+        for example in some:
+            scores = [response.score for response in example.responses]
+            rows: list[Row] = [
+                {"source": example.source, "response": r, "score": score, "reward": next(rewards)}
+                for r, score in enumerate(scores)
+            ]
+            tally.add(scores, str(example.prompt), rows)
+            yield from rows
+    if not tally.examples:
+        raise UserError(nothing)
+
+
+def last_turn(example: Example, response: Response) -> str:
+    """The text that a reward reads; UserError where there are several turns."""
+    content = response.content
+    if isinstance(content, str):
+        return content
+    if len(content) > 1:
+        raise UserError(f"{example.source}: a response of {len(content)} messages, and a --reward reads one")
+    return content[0].content
+
+
+def _nothing(config: Score) -> str:
+    return f"{', '.join(config.data)}: nothing is left to score"
 
 
 def _figures(config: Score, name: str, examples: Sequence[Encoded], display: Display) -> Figures:
@@ -86,7 +142,7 @@ def _rows(
             if reference is not None:
                 theirs, _ = reference[key]
                 rows[-1] |= {"reference_logp": theirs, "reward": beta * (logp - theirs)}
-        tally.add(example, rows)
+        tally.add(example.scores, example.prompt_key, rows)
         yield from rows
 
 
@@ -99,12 +155,12 @@ class Tally:
         self.margins: list[float] = []
         self.prompts: list[str] = []
 
-    def add(self, example: Encoded, rows: list[Row]) -> None:
+    def add(self, scores: Sequence[float | None], prompt: str, rows: list[Row]) -> None:
         self.examples, self.responses = self.examples + 1, self.responses + len(rows)
         self.key = "reward" if "reward" in rows[0] else "logp"
-        for better, worse in comparisons(example.scores):
+        for better, worse in comparisons(scores):
             self.margins.append(rows[better][self.key] - rows[worse][self.key])
-            self.prompts.append(example.prompt_key)
+            self.prompts.append(prompt)
 
     def words(self) -> Iterator[str]:
         """What a person wants to know first."""

@@ -127,3 +127,48 @@ def test_an_out_that_cannot_be_written_is_told_before_anything_is_computed(model
     assert score(*models, data, tmp_path) == 2
     assert score(*models, data, tmp_path / "p.jsonl" / "out.jsonl") == 2
     assert capsys.readouterr().err.count("cannot be written") == 1 and not asked
+
+
+def by_reward(reward: str, data: str, out: Path, *more: str) -> int:
+    return main(["score", "--reward", reward, "--data", data, "--out", str(out), *more])
+
+
+def test_a_reward_scores_what_a_policy_does(models, tmp_path, capsys):
+    data, ours, theirs = tiny.rankings(tmp_path / "r.jsonl"), tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    assert score(*models, data, theirs, "--beta", "0.3") == 0
+    capsys.readouterr()
+    assert by_reward("implicit:{}@{}:0.3".format(*models), data, ours) == 0
+    said = capsys.readouterr().err
+    assert "read as" in said and "36 responses of 12 examples scored" in said
+    for mine, other in zip(read(ours), read(theirs), strict=True):
+        assert mine == {key: other[key] for key in ("source", "response", "score")} | {"reward": mine["reward"]}
+        assert mine["reward"] == pytest.approx(other["reward"], abs=1e-4)
+
+
+def test_a_function_as_a_reward_and_rows_that_can_not_be_used(tmp_path, capsys):
+    file, data, out = tmp_path / "mine.py", tmp_path / "chat.jsonl", tmp_path / "out.jsonl"
+    file.write_text("def longer(prompts, responses):\n    return [len(r) for r in responses]\n")
+    user = [{"role": "user", "content": "Hi"}]
+
+    def says(text):
+        return [*user, {"role": "assistant", "content": text}]
+
+    rows = [{"chosen": says("Hello there"), "rejected": says("Hm")}, {"chosen": says("no"), "rejected": says("no")}]
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert by_reward(f"{file}:longer", str(data), out) == 0
+    assert [(row["response"], row["reward"]) for row in read(out)] == [(0, 11.0), (1, 2.0)]
+    said = capsys.readouterr().err
+    assert "1 equal (dropped)" in said and "higher reward in 1.000" in said
+    data.write_text(json.dumps(rows[1]) + "\n")
+    assert by_reward(f"{file}:longer", str(data), tmp_path / "none.jsonl") == 2
+    assert "nothing is left to score" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
+
+
+def test_it_is_a_policy_or_a_reward(models, tmp_path, capsys):
+    data = tiny.pairs(tmp_path / "p.jsonl")
+    assert main(["score", "--data", data]) == 2
+    assert "--policy or --reward: name one of them" in capsys.readouterr().err
+    assert by_reward("x.py:f", data, tmp_path / "o", "--reference", models[0]) == 2
+    assert "--reference has no effect on a --reward" in capsys.readouterr().err
+    assert by_reward(models[0], data, tmp_path / "o") == 2
+    assert "is no sequence classifier" in capsys.readouterr().err and not (tmp_path / "o").exists()

@@ -395,12 +395,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score responses with a model: log-probabilities, and implicit rewards against a reference."""
+    """Score responses: by a policy's log-probabilities, by its implicit reward, or by any reward."""
 
-    policy: str
-    """folder or hub name of the model"""
     data: tuple[str, ...]
     """files, globs, folders or hub names, as NAME:SPLIT where there are splits"""
+    policy: str | None = None
+    """folder or hub name of a model that writes"""
+    reward: str | None = None
+    """instead of it a reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
     reference: str | None = None
     """model to compare with; without it there are log-probabilities only"""
     beta: float = 0.1
@@ -425,6 +427,11 @@ class Score:
     def __post_init__(self) -> None:
         some_data(self)
         positive(self, "beta", "max_length", "tokens_per_microbatch")
+        if (self.policy is None) == (self.reward is None):
+            raise SettingError("policy", "or --reward: name one of them, and not both")
+        if self.policy is None:
+            for key in ("reference", "max_length", "overlong", "train_on", "tokens_per_microbatch"):
+                needs(self, key, "has no effect on a --reward, which reads responses in its own way: drop it")
         if self.reference is None:
             needs(self, "beta", "scales the log-ratio to a reference: add --reference")
 

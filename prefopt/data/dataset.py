@@ -42,6 +42,15 @@ def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, show: Sh
 
     What a layout was guessed to be, and what it leaves unread, is shown before what may take minutes.
     """
+    sources = opened(specs, format, show)
+    data = kept(sources, encoder, show)
+    assert isinstance(data.examples, Shelf)
+    weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]
+    return Dataset(data.examples, weights, data.counts, data.findings, encoder.prepare(data.survey))
+
+
+def opened(specs: Sequence[str], format: str | None, show: Shown) -> tuple[Source, ...]:
+    """Each with its layout, of which is told what was guessed and what it leaves unread."""
     sources = open_sources(specs, format)
     for source in sources:
         if source.guessed and source.sample is not None:
@@ -49,10 +58,7 @@ def encoded(specs: Sequence[str], format: str | None, encoder: Encoder, show: Sh
                 show.note(line)
         if source.unread:
             show.note(source.unread_note)
-    data = kept(sources, encoder, show)
-    assert isinstance(data.examples, Shelf)
-    weights = np.repeat([source.weight for source in sources], data.of_each)[data.examples.given]
-    return Dataset(data.examples, weights, data.counts, data.findings, encoder.prepare(data.survey))
+    return sources
 
 
 def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedData:
