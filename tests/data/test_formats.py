@@ -172,6 +172,11 @@ ROWS = {
         [("user", "2+2?")],
         ["4", "5"],
     ),
+    "arena": (
+        dict(model_a="x", winner="model_b", conversation_a=say("2+2?", "5"), conversation_b=say("2+2?", "4")),
+        [("user", "2+2?")],
+        ["4", "5"],
+    ),
     "kto": (dict(prompt="2+2=", completion="5", label=False), "2+2=", [("5", 0.0)]),
     "kto-chat": (dict(prompt=say("2+2?"), completion=[reply("4")], label=True), [("user", "2+2?")], [("4", 1.0)]),
     "kto-messages": (dict(messages=say("2+2?", "4"), label=True), [("user", "2+2?")], [("4", 1.0)]),
@@ -400,6 +405,21 @@ def test_a_label_from_csv_is_text():
 def test_a_helpsteer_preference_of_zero_is_a_tie():
     tie = read("helpsteer3", {**ROWS["helpsteer3"][0], "overall_preference": 0})
     assert [response.score for response in tie.responses] == [0.0, 0.0]
+
+
+def test_a_battle_has_a_winner_or_is_a_tie():
+    row = ROWS["arena"][0]
+    first = read("arena", {**row, "winner": "model_a"})
+    assert [response.content[0].content for response in first.responses] == ["5", "4"]
+    for word in ("tie", "tie (bothbad)", "both_bad"):
+        assert [response.score for response in read("arena", {**row, "winner": word}).responses] == [0.0, 0.0]
+    assert "not model_a, model_b or a tie" in str(read("arena", {**row, "winner": "x"}))
+    longer = {
+        **row,
+        "conversation_b": say("2+2?", "4", "sure?", "yes"),
+        "conversation_a": say("2+2?", "5", "sure?", "no"),
+    }
+    assert [len(response.content) for response in read("arena", longer).responses] == [3, 3]
 
 
 def test_responses_of_several_turns_are_all_that_follows_the_prompt():

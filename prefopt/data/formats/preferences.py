@@ -342,3 +342,20 @@ def _(row: Fields) -> Content:
 )
 def _(row: Fields) -> Content:
     return ordered(turns(row["prompt"], "prompt"), row["output_A"], row["output_B"], bool(truth(row["label"])))
+
+
+@preference(
+    "arena",
+    "Chatbot Arena: conversation_a, conversation_b; winner is model_a, model_b or a tie",
+    conversation_a=MESSAGES,
+    conversation_b=MESSAGES,
+    winner=TEXT,
+)
+def _(row: Fields) -> Content:
+    a, b = (turns(row[name], name) for name in ("conversation_a", "conversation_b"))
+    winner = row["winner"].strip().lower()
+    if winner in ("model_a", "model_b"):
+        return split_chat(a, b) if winner == "model_a" else split_chat(b, a)
+    if winner.startswith(("tie", "both")):
+        return split_chat(a, b, (0.0, 0.0))
+    raise BadRow("label", f'"winner" is {row["winner"]!r}, not model_a, model_b or a tie')
