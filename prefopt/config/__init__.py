@@ -23,7 +23,7 @@ from prefopt.config.commands import (
     Training,
     axes,
 )
-from prefopt.config.reading import Setting, build, dump, helps, load, read, unchanged, unknown
+from prefopt.config.reading import Setting, build, dump, helps, load, plain, read, unchanged, unknown
 
 __all__ = [
     "PPO",
@@ -46,6 +46,7 @@ __all__ = [
     "flag",
     "helps",
     "load",
+    "plain",
     "read",
     "unchanged",
     "unknown",

@@ -136,6 +136,11 @@ def dump(config: Any) -> str:
     seeds: null
     resume: false
     """
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """What ``dump`` writes, by key: the options of a loss among them, those that were not set too."""
     lines: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -150,7 +155,7 @@ def dump(config: Any) -> str:
             lines[field.name] = (
                 str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             )
-    return yaml.safe_dump(lines, sort_keys=False, allow_unicode=True)
+    return lines
 
 
 def helps(cls: type) -> dict[str, str]:

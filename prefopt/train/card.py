@@ -8,7 +8,6 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 import prefopt
-from prefopt.config import Reward, Training
+from prefopt.config import Reward, Training, plain
 from prefopt.terminal import printable
 from prefopt.train.summary import summarize, table_rows
 from prefopt.train.track import redact
@@ -125,9 +124,8 @@ def _data(config: Training, results: Mapping[str, Any]) -> str:
 
 def _hyperparameters(config: Training) -> str:
     elsewhere = {"model", "data", "eval_data", "out", "resume", "track"}
-    settings = {name: value for name, value in asdict(config).items() if name not in elsewhere and value is not None}
-    options = settings.pop("loss_options", {})
-    rows = [[name, _shown(value)] for name, value in redact({**settings, **options}).items()]
+    settings = {name: value for name, value in plain(config).items() if name not in elsewhere and value is not None}
+    rows = [[name, _shown(value)] for name, value in redact(settings).items()]
     return _table(["setting", "value"], rows)
 
 

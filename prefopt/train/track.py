@@ -11,10 +11,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from prefopt.config import plain
 from prefopt.errors import UserError
 
 PROJECT = "prefopt"
@@ -169,7 +170,7 @@ def redact(config: Any) -> Any:
     {'beta': 0.1, 'api_key': '[redacted]', 'data': ['https://[redacted]@host/f.jsonl'], 'tokens_per_microbatch': 2048}
     """
     if is_dataclass(config) and not isinstance(config, type):
-        config = asdict(config)
+        config = plain(config)
     if isinstance(config, Mapping):
         return {str(k): REDACTED if _names_a_secret(str(k)) and v else redact(v) for k, v in config.items()}
     if isinstance(config, (list, tuple, set, frozenset)):

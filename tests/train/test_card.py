@@ -100,6 +100,6 @@ def test_results_are_sorted_stable_and_strict_json(tmp_path):
     document = json.loads(first, parse_constant=lambda text: pytest.fail(f"bare {text}"))
     assert list(document) == sorted(document)
     assert document["training"]["after"] == {"loss": "nan", "kl": "-inf"}
-    assert document["config"]["loss_options"] == {"beta": 0.1}
+    assert document["config"]["beta"] == 0.1 and document["config"]["label_smoothing"] == 0.0
     assert document["versions"] == versions() and set(versions()) == {"python", "prefopt", "torch", "transformers"}
     assert document["config"]["data"] == ["prefs.jsonl", "more.jsonl=2"]
