@@ -11,7 +11,7 @@ from examples.ablations.common import Finding, Setting, spread, table
 from prefopt.demo.methods import dpo
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import Frontier
-from prefopt.frontier.show import Place, draw
+from prefopt.report import figures
 
 BETAS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 HEADER = ["β", "KL", "its optimum's", "E[r]", "its optimum's", "objective", "efficiency", "outside the grammar"]
@@ -32,11 +32,9 @@ def ablation(setting: Setting, betas: tuple[float, ...] = BETAS) -> Finding:
         objective = [(end.gain - beta * end.kl) / gain for end in ends]
         cells = [spread(kl), f"{best.kl:.3f}", spread(reward), f"{best.reward:.3f}"]
         rows.append([f"{beta:g}", *cells, *map(spread, (objective, efficiency, missing))])
-        places.append(Place(f"β = {beta:g}", _around(kl), _around(reward)))
+        role, each = f"run-{len(places)}", list(zip(kl, reward, strict=True))
+        places.append(figures.Point(np.mean(kl), np.mean(reward), role, each=each, name=f"β = {beta:g}"))
     curve = [(at.kl, at.reward) for at in exact.curve(np.geomspace(100, min(betas), 60))]
-    return Finding(table(HEADER, rows), draw(places, "expected reward", curve))
-
-
-def _around(values: list[float]) -> tuple[float, float, float]:
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return mean, mean - sd, mean + sd
+    label = "Expected reward against KL at each β, beside the most that is possible"
+    picture = figures.frontier(curve, [[place] for place in places], label, (6.4, 4.4), {})
+    return Finding(table(HEADER, rows), figures.standalone(picture))

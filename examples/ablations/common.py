@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from prefopt.demo.methods import Method, Outcome, jobs, perform
 from prefopt.demo.processes import workers
@@ -21,7 +18,7 @@ from prefopt.demo.tune import Start
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import condition, expectation
 from prefopt.model.load import load_model
-from prefopt.report.figures import COLOUR, SERIES, STYLE, inline, standalone
+from prefopt.report.figures import COLOUR, SERIES, drawn, standalone
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,8 @@ Line = Sequence[tuple[float, Sequence[float]]]
 
 def lines(named: Mapping[str, Line], x: str, y: str, log: bool = False) -> str:
     """Means with ± one standard deviation, each line with its name, in the reader's light or dark theme."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Axes) -> None:
         for number, (name, line) in enumerate(named.items()):
             colour = COLOUR[f"run-{number % SERIES}"]
             at, means = [place for place, _ in line], [np.mean(values) for _, values in line]
@@ -111,6 +107,5 @@ def lines(named: Mapping[str, Line], x: str, y: str, log: bool = False) -> str:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.legend(frameon=False, labelcolor=COLOUR["ink"])
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return standalone(inline(buffer.getvalue(), f"{y} against {x}: {', '.join(named)}"))
+
+    return standalone(drawn(draw, f"{y} against {x}: {', '.join(named)}", (6.4, 3.8)))

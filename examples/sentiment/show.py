@@ -6,19 +6,15 @@ python examples/sentiment/show.py examples/sentiment/results.json --out docs
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
-from prefopt.report.figures import COLOUR, STYLE, inline, standalone
+from prefopt.report.figures import COLOUR, drawn, standalone
 
 FURTHEST = 20
 """nats, where the figure ends, as the paper's does; the table has what lies beyond"""
@@ -138,9 +134,8 @@ def interval(ends: Sequence[float], digits: int = 3) -> str:
 
 def picture(results: Mapping[str, Any]) -> str:
     """Each point is a policy at one moment of a run; the larger ones, where a run ended, have their intervals."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.6), layout="constrained")
-        axes = figure.add_subplot()
+
+    def plot(axes: Axes) -> None:
         for number, (method, runs) in enumerate(by_method(results)):
             colour = COLOUR[f"run-{number}"]
             for run in runs:
@@ -153,10 +148,10 @@ def picture(results: Mapping[str, Any]) -> str:
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("mean p(positive)")
         axes.legend(frameon=False, labelcolor=COLOUR["ink"], loc="lower right")
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+
     names = ", ".join(method for method, _ in by_method(results))
-    return standalone(inline(buffer.getvalue(), f"Mean p(positive) against KL to the reference: {names}, Best-of-N"))
+    label = f"Mean p(positive) against KL to the reference: {names}, Best-of-N"
+    return standalone(drawn(plot, label, (6.8, 4.6)))
 
 
 def by_method(results: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:

@@ -1,11 +1,10 @@
-"""A sweep's results for people: a table, and a picture of reward against KL."""
+"""A sweep's results on a terminal."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -97,121 +96,3 @@ def _accuracy(figures: Row) -> str:
     if f"{name}_low" not in figures:
         return _figure(figures, name, ".3f")
     return str(Interval(figures[name], figures[f"{name}_low"], figures[f"{name}_high"]))
-
-
-# --- the picture --------------------------------------------------------------------------------
-
-
-class Place(NamedTuple):
-    """A point with its intervals, each (value, low, high)."""
-
-    name: str
-    kl: tuple[float, float, float]
-    height: tuple[float, float, float]
-
-
-def picture(results: Row) -> str | None:
-    """An SVG file in the colours of the reader's light or dark theme; None where there is nothing to place.
-
-    Rewards against KL where they are known, with the exact frontier if the results hold its ``curve``; otherwise
-    the held-out accuracies.
-    """
-    runs = [run["name"] for run in results["runs"] if run.get("status", "done") == "done"]
-    frontier = results.get("frontier", {})
-    places = [_of_point(point) for point in frontier.get("points", [])]
-    if places:
-        return draw(places, "expected reward", frontier.get("curve", []), runs)
-    places = [place for run in results["runs"] if (place := _of_run(run))]
-    return draw(places, "held-out accuracy", [], runs) if places else None
-
-
-def _of_point(point: Row) -> Place:
-    def around(axis: str) -> tuple[float, float, float]:
-        low, high = point.get(f"{axis}_interval", [point[axis]] * 2)
-        return point[axis], low, high
-
-    return Place(point["name"], around("kl"), around("reward"))
-
-
-def _of_run(run: Row) -> Place | None:
-    kl = run.get("estimate", {}).get("kl")
-    held_out = (run.get("held_out") or {}).get("after", {})
-    if kl is None or "rewards/accuracies_low" not in held_out:
-        return None
-    heights = [held_out[f"rewards/accuracies{end}"] for end in ("", "_low", "_high")]
-    return Place(run["name"], (kl["value"], kl["low"], kl["high"]), (heights[0], heights[1], heights[2]))
-
-
-def spread(heights: Sequence[float], least: float = 0.05) -> list[float]:
-    """Ascending shares of a height, moved as little as need be to stand ``least`` apart, the middle where it was.
-
-    >>> spread([0.1, 0.5, 0.5]), spread([])
-    ([0.1, 0.475, 0.525], [])
-    """
-    groups: list[list[float]] = []  # of a group: where its middle would be, and how many stand in it
-    for height in heights:
-        groups.append([height, 1])
-        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < least * (groups[-1][1] + groups[-2][1]) / 2:
-            (high, n), (low, m) = groups.pop(), groups.pop()
-            groups.append([(high * n + low * m) / (n + m), n + m])
-    return [round(middle + least * (i - (n - 1) / 2), 6) for middle, n in groups for i in range(int(n))]
-
-
-def draw(
-    places: Sequence[Place], height: str, curve: Sequence[Sequence[float]], runs: Sequence[str] | None = None
-) -> str:
-    """Each point labelled, with its intervals as a cross, so that colour alone tells nothing.
-
-    ``runs``: the names of those that have the colours of runs, in their order, by default all; others are grey.
-    """
-    runs = [place.name for place in places] if runs is None else runs
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    from prefopt.report.figures import COLOUR, SERIES, STYLE, inline, standalone
-
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-        axes = figure.add_subplot()
-        if curve:
-            axes.plot(
-                *zip(*curve, strict=True), color=COLOUR["reference"], linewidth=2, label="the most that is possible"
-            )
-            axes.legend(loc="lower right", frameon=False, labelcolor=COLOUR["ink"])
-        colours = {
-            place.name: COLOUR[f"run-{runs.index(place.name) % SERIES}" if place.name in runs else "reference"]
-            for place in places
-        }
-        for place in places:
-            (x, left, right), (y, low, high), colour = place.kl, place.height, colours[place.name]
-            axes.plot([left, right], [y, y], color=colour, linewidth=0.9, alpha=0.6)
-            axes.plot([x, x], [low, high], color=colour, linewidth=0.9, alpha=0.6)
-            axes.plot([x], [y], color=colour, marker="o", markersize=5.5)
-        axes.margins(x=0.04, y=0.08)
-        ordered = sorted(places, key=lambda place: (place.height[0], -place.kl[0]))
-        bottom, top = axes.get_ylim()
-        at = spread([(place.height[0] - bottom) / (top - bottom) for place in ordered])
-        for place, beside in zip(ordered, at, strict=True):
-            axes.annotate(
-                place.name.replace("$", r"\$"),
-                (place.kl[0], place.height[0]),
-                (1.02, beside),
-                textcoords="axes fraction",
-                va="center",
-                color=COLOUR["ink"],
-                size=8,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": colours[place.name],
-                    "linewidth": 0.6,
-                    "alpha": 0.7,
-                    "shrinkB": 4,
-                },
-            )
-        axes.set_xlabel("KL to the reference, nats")
-        axes.set_ylabel(height)
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    label = f"{height} against KL to the reference of {', '.join(place.name for place in places)}"
-    return standalone(inline(buffer.getvalue(), label))

@@ -378,7 +378,9 @@ class Sweeping:
         return choose(job.data.held_out or job.data.train, self.sampling, positions(load_config(job.config.model)))
 
     def _write(self, results: dict[str, Any], config: Mapping[str, Any]) -> None:
-        file, picture = self.out / "results.json", show.picture(results)
+        from prefopt.report.frontier import of_sweep  # matplotlib takes a second to import
+
+        file, picture = self.out / "results.json", of_sweep(results)
         try:
             write_results(file, config, results)
         except OSError as error:

@@ -72,7 +72,7 @@ class Curve(NamedTuple):
 class Point(NamedTuple):
     """A policy's place, with the intervals of both figures where they are estimates.
 
-    ``each``: (KL, reward) of each seed, where the place is their mean.
+    ``each``: (KL, reward) of each seed, where the place is their mean. ``name``: what is written beside it.
     """
 
     kl: float
@@ -81,6 +81,7 @@ class Point(NamedTuple):
     kl_interval: tuple[float, float] | None = None
     reward_interval: tuple[float, float] | None = None
     each: Sequence[tuple[float, float]] = ()
+    name: str = ""
 
 
 def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, percent: bool = False) -> Markup:
@@ -98,7 +99,7 @@ def over_steps(curves: Sequence[Curve], label: str, level: float | None = None, 
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
-    return _svg(draw, label)
+    return drawn(draw, label)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
@@ -139,7 +140,7 @@ def histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Mark
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
-    return _svg(draw, label)
+    return drawn(draw, label)
 
 
 def ranked(values: Sequence[float], parts: Sequence[tuple[float, float, str]], label: str) -> Markup:
@@ -158,7 +159,7 @@ def ranked(values: Sequence[float], parts: Sequence[tuple[float, float, str]], l
         _shares(axes)
         axes.set_ylim(bottom=min(0.0, float(y.min())))
 
-    return _svg(draw, label)
+    return drawn(draw, label)
 
 
 def ranked_lines(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
@@ -171,7 +172,7 @@ def ranked_lines(groups: Sequence[tuple[Sequence[float], str]], label: str) -> M
             axes.plot(x, np.interp(x, (np.arange(len(y)) + 0.5) / len(y), y), color=COLOUR[role])
         _shares(axes)
 
-    return _svg(draw, label)
+    return drawn(draw, label)
 
 
 def calibration(
@@ -191,7 +192,7 @@ def calibration(
             axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
-    return _svg(draw, label)
+    return drawn(draw, label)
 
 
 def _shares(axes: Axes) -> None:
@@ -211,13 +212,14 @@ def frontier(
 ) -> Markup:
     """``curve``: (KL, reward) of the most that is possible; ``paths``: points in the order that a run came by them.
 
-    ``names``: what is drawn in which role, for a picture that stands alone.
+    ``names``: what is drawn in which role, for a picture that stands alone. Where ends of paths have names of their
+    own, these are written at the right edge, so that colour alone tells nothing.
     """
 
     def draw(axes: Axes) -> None:
         if curve:
             x, y = zip(*curve, strict=True)
-            best = "the most that is possible" if names else None
+            best = None if names is None else "the most that is possible"
             axes.plot(x, y, color=COLOUR["reference"], linewidth=2, label=best)
         for points in paths:
             kl, reward, colour = [p.kl for p in points], [p.reward for p in points], COLOUR[points[-1].role]
@@ -235,7 +237,7 @@ def frontier(
             axes.plot(kl[-1:], reward[-1:], color=colour, linestyle="", marker="o", markersize=5.5)
         for name, role in (names or {}).items():
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
-        if names:
+        if axes.get_legend_handles_labels()[0]:
             among = {"frameon": False, "labelcolor": COLOUR["ink"], "handletextpad": 0.4}
             figure = axes.get_figure()
             assert figure is not None
@@ -244,8 +246,37 @@ def frontier(
         axes.set_ylabel(height)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_locator(MaxNLocator(6))
+        _write_beside(axes, [points[-1] for points in paths if points[-1].name])
 
-    return _svg(draw, label, size)
+    return drawn(draw, label, size)
+
+
+def _write_beside(axes: Axes, points: Sequence[Point]) -> None:
+    """Their names at the right edge, each with a line to its point."""
+    ordered = sorted(points, key=lambda point: (point.reward, -point.kl))
+    bottom, top = axes.get_ylim()
+    at = spread([(point.reward - bottom) / (top - bottom) for point in ordered])
+    for point, height in zip(ordered, at, strict=True):
+        axes.annotate(
+            point.name.replace("$", r"\$"), (point.kl, point.reward), (1.02, height),
+            textcoords="axes fraction", va="center", color=COLOUR["ink"], size=8,
+            arrowprops={"arrowstyle": "-", "color": COLOUR[point.role], "linewidth": 0.6, "alpha": 0.7, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], least: float = 0.05) -> list[float]:
+    """Ascending shares of a height, moved as little as need be to stand ``least`` apart, the middle where it was.
+
+    >>> spread([0.1, 0.5, 0.5]), spread([])
+    ([0.1, 0.475, 0.525], [])
+    """
+    groups: list[list[float]] = []  # of a group: where its middle would be, and how many stand in it
+    for height in heights:
+        groups.append([height, 1])
+        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < least * (groups[-1][1] + groups[-2][1]) / 2:
+            (high, n), (low, m) = groups.pop(), groups.pop()
+            groups.append([(high * n + low * m) / (n + m), n + m])
+    return [round(middle + least * (i - (n - 1) / 2), 6) for middle, n in groups for i in range(int(n))]
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +309,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
 
 
-def _svg(draw: Callable[[Axes], None], label: str, size: tuple[float, float] = (5.0, 2.9)) -> Markup:
+def drawn(draw: Callable[[Axes], None], label: str, size: tuple[float, float] = (5.0, 2.9)) -> Markup:
     """What ``draw`` puts on axes. ``size``: in units of 72 pixels of a phone."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")

@@ -79,6 +79,33 @@ def picture(found: Mapping[str, Any]) -> str:
     )
 
 
+def of_sweep(results: Mapping[str, Any]) -> str | None:
+    """An SVG file of where the runs of a sweep ended, each with its name; None where there is nothing to place.
+
+    Rewards against KL where they are known, otherwise the held-out accuracies; where runs start from is grey.
+    """
+    done = [run for run in results["runs"] if run["status"] == "done"]
+    roles = {run["name"]: f"run-{i % figures.SERIES}" for i, run in enumerate(done)}
+    height, found = "expected reward", results.get("frontier", {}).get("points", [])
+    places = [_point(p, roles.get(p["name"], "reference"))._replace(name=p["name"]) for p in found]
+    if not places:
+        height = "held-out accuracy"
+        for run in done:
+            kl, after = run.get("estimate", {}).get("kl"), (run["held_out"] or {}).get("after", {})
+            if kl and "rewards/accuracies_low" in after:
+                place = accurate((kl["value"], kl["low"], kl["high"]), after, roles[run["name"]])
+                places.append(place._replace(name=run["name"]))
+    label = f"{height} against KL to the reference of {', '.join(place.name for place in places)}"
+    paths = [[place] for place in places]
+    return figures.standalone(figures.frontier([], paths, label, (6.4, 4.4), {}, height)) if paths else None
+
+
+def accurate(kl: Sequence[float], after: Mapping[str, float], role: str) -> figures.Point:
+    """A run's place by its held-out accuracy, where no reward is known; ``kl``: value, low and high."""
+    accuracy, low, high = (after[f"rewards/accuracies{end}"] for end in ("", "_low", "_high"))
+    return figures.Point(kl[0], accuracy, role, (kl[1], kl[2]), (low, high))
+
+
 def _family(name: str, points: Sequence[Mapping[str, Any]]) -> str:
     return str(points[-1].get("family", name))
 

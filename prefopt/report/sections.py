@@ -15,7 +15,7 @@ from prefopt.errors import UserError
 from prefopt.report import figures
 from prefopt.report.exact import best_of_n, calibration, noise, realignment
 from prefopt.report.figures import SERIES, Curve
-from prefopt.report.frontier import frontier
+from prefopt.report.frontier import accurate, frontier
 from prefopt.report.html import part
 from prefopt.report.read import Row, Run
 from prefopt.report.words import prefers
@@ -92,8 +92,7 @@ def against_kl(runs: Sequence[Run]) -> Markup | None:
     for i, run in enumerate(runs):
         kl, after = _interval(run, "kl"), (run.results.get("held_out") or {}).get("after", {})
         if kl and "rewards/accuracies_low" in after and not run.estimate.get("reward"):
-            accuracy, *ends = (after[f"rewards/accuracies{end}"] for end in ("", "_low", "_high"))
-            places[i] = figures.Point(kl[0], accuracy, role(i), kl[1:], (ends[0], ends[1]))
+            places[i] = accurate(kl, after, role(i))
     if len(places) < 2:
         return None
     label = "Held-out accuracy against KL"

@@ -30,6 +30,7 @@ from prefopt.frontier import show, sweep
 from prefopt.losses import DPO, options_of
 from prefopt.model.load import load_tokenizer
 from prefopt.model.reference import ReferenceStore
+from prefopt.report.frontier import of_sweep
 from prefopt.train.session import execute
 from prefopt.types import Example, Message, Response
 from tests.train import tiny
@@ -381,7 +382,7 @@ def test_the_picture_stands_alone():
         {"name": "<script>&$x$", "kl": 1.0, "reward": 0.5, "reward_interval": [0.4, 0.6]},
         {"name": "beta-1", "kl": 2.0, "reward": 0.7},
     ]
-    svg = show.picture({"runs": [], "frontier": {"points": points, "curve": [[0, 0], [1, 0.6], [3, 0.9]]}})
+    svg = of_sweep({"runs": [], "frontier": {"points": points}})
     assert svg is not None
     texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
     assert {"<script>&$x$", "beta-1", "expected reward", "KL to the reference, nats"} <= set(texts)
@@ -394,8 +395,8 @@ def test_without_a_reward_the_picture_shows_accuracies():
     after = {"rewards/accuracies": 0.6, "rewards/accuracies_low": 0.5, "rewards/accuracies_high": 0.7}
     kl = {"value": 1.0, "low": 0.9, "high": 1.2}
     one = {"name": "a", "status": "done", "held_out": {"after": after}, "estimate": {"kl": kl}}
-    assert "held-out accuracy" in (show.picture({"runs": [one]}) or "")
-    assert show.picture({"runs": [{**one, "held_out": None}, {"name": "b", "status": "failed"}]}) is None
+    assert "held-out accuracy" in (of_sweep({"runs": [one]}) or "")
+    assert of_sweep({"runs": [{**one, "held_out": None}, {"name": "b", "status": "failed"}]}) is None
 
 
 LONG = "group-by-prompt-true_learning-rate-0.0005_loss-ipo"

@@ -10,9 +10,9 @@ from prefopt.report import figures
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every figure is drawn as the same small one. Nothing of what pages are made of reaches a figure but numbers."""
-    drawn = figures.over_steps([figures.Curve([0, 1], [0, 1], "ink")], "figure")
+    same_figure = figures.over_steps([figures.Curve([0, 1], [0, 1], "ink")], "figure")
 
     def same(draw: Callable, label: str, size: object = None) -> object:
-        return drawn
+        return same_figure
 
-    monkeypatch.setattr(figures, "_svg", same)
+    monkeypatch.setattr(figures, "drawn", same)
