@@ -202,17 +202,9 @@ class Train(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(Training):
-    """Tune a model on a reward: PPO on its own responses, with a KL penalty."""
+class PPONumbers:
+    """The numbers of the method; `prefopt.rl.loop.PPO` is what they do."""
 
-    data: tuple[str, ...]
-    """prompts: any data that prefopt reads, or JSONL with prompt alone"""
-    reward: str
-    """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
-    reference: str | None = None
-    """by default the model that training starts from"""
-    batch_size: int = 32
-    """prompts per step, each answered --samples times"""
     samples: int = 4
     """responses to each prompt"""
     max_new_tokens: int = 128
@@ -237,6 +229,20 @@ class PPO(Training):
     """how far the value model's forecast may move in a step"""
     value_rate: float = 10.0
     """the value model's learning rate, as a multiple of the policy's"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO(PPONumbers, Training):
+    """Tune a model on a reward: PPO on its own responses, with a KL penalty."""
+
+    data: tuple[str, ...]
+    """prompts: any data that prefopt reads, or JSONL with prompt alone"""
+    reward: str
+    """reward model, MODEL:LABEL, file.py:function, or implicit:POLICY@REFERENCE:BETA"""
+    reference: str | None = None
+    """by default the model that training starts from"""
+    batch_size: int = 32
+    """prompts per step, each answered --samples times"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

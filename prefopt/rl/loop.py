@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.config import PPONumbers
 from prefopt.data.encode import Encoder
 from prefopt.generate import TransformersGenerator
 from prefopt.model.subnormal import flushed_to_zero
@@ -26,32 +27,13 @@ SEQUENCES = 64
 """responses that are written at once"""
 
 
-@dataclass(frozen=True)
-class PPO:
-    """The numbers of the method. Responses are drawn at temperature 1 from all tokens: from π, as PPO supposes."""
-
-    samples: int = 4
-    max_new_tokens: int = 128
-    passes: int = 4
-    minibatches: int = 4
-    kl_coef: float = 0.05
-    target_kl: float | None = None
-    horizon: int = 10_000
-    gae_lambda: float = 0.95
-    clip_ratio: float = 0.2
-    clip_value: float = 0.2
-    missing_eos_penalty: float = 1.0
-    value_rate: float = 10.0
-    """the value model's learning rate, in those of the policy"""
+class PPO(PPONumbers):
+    """The method. Responses are drawn at temperature 1 from all tokens: from π, as PPO supposes."""
 
     # What a plan of training asks of a method.
     unit = "prompt"
     needs_reference = True
     needs_baseline = False
-
-    @property
-    def controller(self) -> ppo.FixedKL | ppo.AdaptiveKL:
-        return ppo.FixedKL() if self.target_kl is None else ppo.AdaptiveKL(self.target_kl, self.horizon)
 
     def generator(self, cast: Cast, encoder: Encoder, *seed: int) -> TransformersGenerator:
         drawn = int(np.random.default_rng(seed).integers(2**62))
@@ -108,7 +90,9 @@ def ppo_step(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, meth
         "learning_rate": rate,
         "tokens": sum(example.tokens for example in rollouts.examples),
     }
-    state.kl_coef = method.controller(state.kl_coef, described["kl"], len(rollouts.length))
+    if method.target_kl is not None:
+        answers = len(rollouts.length)
+        state.kl_coef = ppo.adapted(state.kl_coef, described["kl"], answers, method.target_kl, method.horizon)
     return Figures.known(values)
 
 

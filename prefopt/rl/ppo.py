@@ -10,8 +10,6 @@ language, with the KL penalty), 1909.08593, and the code of the last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -139,28 +137,14 @@ def entropy(logps: Tensor) -> Tensor:
     return -logps
 
 
-@dataclass(frozen=True)
-class FixedKL:
-    """β stays as it is."""
+def adapted(kl_coef: float, kl: float, responses: int, target: float, horizon: int) -> float:
+    """β (1 + clip(KL/target − 1, ±0.2) · n/horizon), so that the KL comes to ``target``, nats a response.
 
-    def __call__(self, kl_coef: float, kl: float, responses: int) -> float:
-        return kl_coef
-
-
-@dataclass(frozen=True)
-class AdaptiveKL:
-    """β ← β (1 + clip(KL/target − 1, ±0.2) · n/horizon), so that the KL comes to ``target``, nats a response.
-
-    Ziegler et al. 2019, section 2.2, with n/horizon for K_β as in their code; n responses have been drawn since the
+    Ziegler et al. 2019, section 2.2, with n/horizon for K_β as in their code; n ``responses`` have been drawn since the
     last time. At horizon 10,000 and 256 responses β changes by half a percent a step at most.
 
-    >>> AdaptiveKL(target=6.0, horizon=1000)(0.2, kl=12.0, responses=100)  # the error is clipped to 0.2
+    >>> adapted(0.2, kl=12.0, responses=100, target=6.0, horizon=1000)  # the error is clipped to 0.2
     0.20400000000000001
     """
-
-    target: float
-    horizon: int = 10_000
-
-    def __call__(self, kl_coef: float, kl: float, responses: int) -> float:
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
-        return kl_coef * (1 + error * responses / self.horizon)
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * responses / horizon)

@@ -44,7 +44,7 @@ def run(config: settings.PPO, dry_run: bool = False) -> dict[str, Any]:
 
     UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved.
     """
-    method = method_of(config)
+    method = PPO(**{field.name: getattr(config, field.name) for field in fields(PPO)})
     with Display(0, "set-up") as display:
         job = Job.plan(config, cast(Any, method), display, cast(Any, prepare))
         reward = load_reward(config.reward, config.dtype, config.device)
@@ -52,11 +52,6 @@ def run(config: settings.PPO, dry_run: bool = False) -> dict[str, Any]:
         print(description(job, method))
         return {}
     return execute(job, partial(start, method=method, reward=reward))
-
-
-def method_of(config: settings.PPO) -> PPO:
-    given = {field.name: getattr(config, field.name) for field in fields(PPO) if hasattr(config, field.name)}
-    return PPO(**given)
 
 
 def start(job: Job, display: Display, method: PPO, reward: Reward) -> PPOTuning:

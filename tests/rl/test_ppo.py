@@ -126,11 +126,7 @@ def test_explained_variance():
 )
 def test_adaptive_kl(kl, expected):
     """Target 6, 64 responses of a horizon of 1280: n/horizon = 0.05."""
-    assert ppo.AdaptiveKL(6.0, 1280)(0.1, kl, 64) == pytest.approx(expected, rel=1e-12)
-
-
-def test_fixed_kl():
-    assert ppo.FixedKL()(0.1, 60.0, 64) == 0.1
+    assert ppo.adapted(0.1, kl, 64, 6.0, 1280) == pytest.approx(expected, rel=1e-12)
 
 
 def test_unended_responses_pay():
