@@ -86,9 +86,7 @@ def clustered_bootstrap(
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def proportion(
-    successes: np.ndarray | Sequence[float], clusters: Sequence[Any] | np.ndarray, seed: int = 0, level: float = 0.95
-) -> Interval:
+def proportion(successes: np.ndarray | Sequence[float], clusters: Sequence[Any] | np.ndarray) -> Interval:
     """An accuracy or a win rate with its interval: ``successes`` [n] in [0, 1], one a pair; ``clusters`` their prompts.
 
     The clustered bootstrap, except where all values are alike, or all of one prompt: resampling knows nothing of
@@ -98,10 +96,10 @@ def proportion(
     1.000 (0.439 to 1.000)
     """
     successes = np.asarray(successes, float)
-    drawn = clustered_bootstrap(successes, clusters, seed=seed, level=level)
+    drawn = clustered_bootstrap(successes, clusters)
     prompts = len(set(clusters))
     if prompts == 1 or (successes == successes[0]).all():
-        return wilson(drawn.value * prompts, prompts, level)
+        return wilson(drawn.value * prompts, prompts)
     return drawn
 
 

@@ -19,7 +19,8 @@ from prefopt.report.frontier import accurate, frontier
 from prefopt.report.html import part
 from prefopt.report.read import Row, Run
 from prefopt.report.words import prefers
-from prefopt.train.summary import rows_of, summarize, table_rows
+from prefopt.train.summary import summarize
+from prefopt.train.table import rows_of, table_rows
 
 WORST = 6
 """pairs that are shown with their text"""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from prefopt.report.read import Run
 from prefopt.terminal import counted
-from prefopt.train.summary import NO_PREFERENCE
+from prefopt.train.table import Figures, accuracy, undecided
 
-Figures = Mapping[str, float]
 LISTED = 5
 """names of runs in a sentence"""
 
@@ -96,16 +95,4 @@ def _listed(names: Sequence[str]) -> str:
 
 def prefers(figures: Figures) -> bool:
     """Whether an accuracy means anything: it does not while policy and reference are the same model."""
-    return "rewards/accuracies" in figures and abs(figures.get("rewards/margins", 1.0)) >= NO_PREFERENCE
-
-
-def accuracy(figures: Figures) -> str:
-    """
-    >>> accuracy({"rewards/accuracies": 0.845, "rewards/accuracies_low": 0.767, "rewards/accuracies_high": 0.917})
-    '84.5 % (95 % interval 76.7 to 91.7)'
-    """
-    text = f"{100 * figures['rewards/accuracies']:.1f} %"
-    if "rewards/accuracies_low" in figures:
-        low, high = figures["rewards/accuracies_low"], figures["rewards/accuracies_high"]
-        text += f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-    return text
+    return "rewards/accuracies" in figures and not undecided(figures)

@@ -17,7 +17,8 @@ import yaml
 import prefopt
 from prefopt.config import Reward, Training, plain
 from prefopt.terminal import printable
-from prefopt.train.summary import summarize, table_rows
+from prefopt.train.summary import summarize
+from prefopt.train.table import table_rows
 from prefopt.train.track import redact
 from prefopt.whole import whole
 

@@ -22,7 +22,7 @@ from rich.text import Text
 from prefopt.progress import Advance
 from prefopt.terminal import counted, printable
 from prefopt.train.metrics import peak_memory
-from prefopt.train.summary import NO_PREFERENCE
+from prefopt.train.table import undecided
 
 LINES_BY_SHARE = 10
 """plain lines for the steps of a run: one every tenth of it,"""
@@ -257,11 +257,10 @@ def _row(values: Mapping[str, float], live: bool = False) -> str:
     >>> _row({"rewards/accuracies": 0.125, "rewards/margins": 1e-7})  # the first step: policy and reference are one
     'accuracy     –  margin  +0.000'
     """
-    undecided = abs(values.get("rewards/margins", 1.0)) < NO_PREFERENCE
     shown = []
     for name, figure in FIGURES.items():
         if name in values and (figure.live or not live):
-            text = "–" if name == "rewards/accuracies" and undecided else figure.text(values[name])
+            text = "–" if name == "rewards/accuracies" and undecided(values) else figure.text(values[name])
             shown.append(f"{figure.short} {text:>{figure.width}}")
     return "  ".join(shown)
 

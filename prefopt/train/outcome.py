@@ -8,19 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from safetensors import SafetensorError
 
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import readable
+from prefopt.statistics import proportion
 from prefopt.train import evidence, seen
 from prefopt.train.card import model_card, write_results
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
 from prefopt.train.loop import Evaluation
 from prefopt.train.metrics import peak_memory, read_metrics
-from prefopt.train.summary import length_correlation, render, summarize, with_interval
+from prefopt.train.summary import render, summarize
 from prefopt.types import Encoded
 from prefopt.whole import whole_folder
 
@@ -37,6 +39,33 @@ def described(evaluation: Evaluation, units: Sequence[Encoded]) -> dict[str, flo
     if len(longer) == len(evaluation.margins):
         values["length_correlation"] = length_correlation(evaluation.margins, longer)
     return values
+
+
+def with_interval(
+    figures: Mapping[str, float], accuracies: Sequence[float], prompts: Sequence[str]
+) -> dict[str, float]:
+    """``figures`` and the 95 % interval of the accuracy: ``accuracies`` [P] and ``prompts`` [P] (keys), one per pair.
+
+    >>> with_interval({"rewards/accuracies": 1.0}, [1.0, 1.0], ["p", "p"])["prompts"]
+    1
+    """
+    more: dict[str, float] = {"pairs": len(prompts), "prompts": len(set(prompts))}
+    if len(accuracies) and not np.isnan(accuracies).any():
+        _, low, high = proportion(accuracies, prompts)
+        more |= {"rewards/accuracies_low": low, "rewards/accuracies_high": high}
+    return {**figures, **more}
+
+
+def length_correlation(margins: Sequence[float], length_differences: Sequence[float]) -> float:
+    """Pearson's r of margins [P] and |y_w| − |y_l| [P], in tokens; 0.0 where either does not vary.
+
+    >>> length_correlation([1.0, 2.0, 3.0], [10, 20, 30])
+    1.0
+    """
+    x, y = np.asarray(margins, float), np.asarray(length_differences, float)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return round(float(np.corrcoef(x, y)[0, 1]), 12)
 
 
 def results(job: Job, lm: LanguageModel, steps: int, guard: Guard, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from prefopt.cli import main
 from prefopt.errors import UserError
 from prefopt.report import write
-from prefopt.train.summary import table_rows
+from prefopt.train.table import table_rows
 from tests.report import made
 from tests.report.made import Page
 

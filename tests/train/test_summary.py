@@ -8,7 +8,9 @@ from rich.console import Console
 
 from prefopt.losses import Unlikelihood, WithNLL
 from prefopt.rl.reward_model import RewardLoss
-from prefopt.train.summary import Summary, length_correlation, render, summarize, table_rows, with_interval
+from prefopt.train.outcome import length_correlation, with_interval
+from prefopt.train.summary import Summary, render, summarize
+from prefopt.train.table import table_rows
 
 START = {"loss": 0.6931, "rewards/accuracies": 0.0, "rewards/margins": 0.0, "logps/chosen": -100.0} | {
     "logps/rejected": -110.0,

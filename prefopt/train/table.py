@@ -1,0 +1,80 @@
+"""The table of before and after: which figures there are, in what words and with how many digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Figures = Mapping[str, float]
+
+NO_PREFERENCE = 1e-4
+"""a mean margin below it is rounding: policy and reference are the same model, and accuracy means nothing"""
+
+
+def undecided(figures: Figures) -> bool:
+    """Whether policy and reference are still the same model, so that an accuracy means nothing."""
+    return abs(figures.get("rewards/margins", 1.0)) < NO_PREFERENCE
+
+
+def accuracy(figures: Figures) -> str:
+    """
+    >>> accuracy({"rewards/accuracies": 0.845, "rewards/accuracies_low": 0.767, "rewards/accuracies_high": 0.917})
+    '84.5 % (95 % interval 76.7 to 91.7)'
+    """
+    interval = ""
+    if "rewards/accuracies_low" in figures:
+        low, high = figures["rewards/accuracies_low"], figures["rewards/accuracies_high"]
+        interval = f" (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * figures['rewards/accuracies']:.1f} %{interval}"
+
+
+ROWS: tuple[tuple[str, str, str], ...] = (
+    ("loss", "loss", ".4f"),
+    ("reward accuracy", "rewards/accuracies", ".3f"),
+    ("mean margin", "rewards/margins", "+.3f"),
+    ("log p(chosen)", "logps/chosen", ".1f"),
+    ("log p(rejected)", "logps/rejected", ".1f"),
+    ("mean reward", "reward", "+.3f"),
+    ("KL to the reference", "kl", ".2f"),
+    ("response length", "response_length", ".1f"),
+    ("pairs", "pairs", ",.0f"),
+    ("examples", "examples", ",.0f"),
+)
+"""what the table of before and after shows: a label, the metric, its format"""
+
+
+def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of before and after; only what there is, "–" for what has no meaning."""
+    columns = [
+        (f"{label} {when}", split[when])
+        for label, key in (("training", "training"), ("held-out", "held_out"))
+        if (split := results.get(key))
+        for when in ("before", "after")
+        if split.get(when)
+    ]
+    header = ["", *(label for label, _ in columns)]
+    return header, rows_of([figures for _, figures in columns], results.get("unit", "pair"))
+
+
+def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
+    """A label, and a cell for each column."""
+    rows = []
+    for label, name, form in ROWS:
+        if any(name in figures for figures in columns):
+            label = f"{unit}s" if name == "pairs" else label
+            rows.append([label, *(_cell(figures, name, form) for figures in columns)])
+        if name == "rewards/accuracies" and any(f"{name}_low" in figures for figures in columns):
+            rows.append(["  95 % interval", *(_interval(figures) for figures in columns)])
+    return rows
+
+
+def _cell(figures: Figures, name: str, form: str) -> str:
+    if name not in figures or (name == "rewards/accuracies" and undecided(figures)):
+        return "–"
+    return format(figures[name], form)
+
+
+def _interval(figures: Figures) -> str:
+    if "rewards/accuracies_low" not in figures or undecided(figures):
+        return "–"
+    return f"{figures['rewards/accuracies_low']:.3f}–{figures['rewards/accuracies_high']:.3f}"
