@@ -52,8 +52,8 @@ Draw = Callable[[Sequence[Prompt], int, int], list[list[Sampled]]]
 """prompts, responses to each, and the number of the first prompt -> the responses"""
 
 
-def run(config: Sample) -> int:
-    """Writes ``config.out`` and returns exit code 0. UserError, RunFailed as everywhere; what is written stays."""
+def run(config: Sample) -> None:
+    """Writes ``config.out``. UserError, RunFailed as everywhere; what is written stays."""
     with Display(0, "sample") as display, alone_with(config.out):
         asked = prompts(config.data, config.format, display.note, repeated=display.note)
         if config.model:
@@ -77,7 +77,6 @@ def run(config: Sample) -> int:
                 file.flush()
                 advance(len(group))
         display.note(f"{counted(len(asked) * config.n, 'response')} to {counted(len(asked), 'prompt')} in {config.out}")
-    return 0
 
 
 @contextmanager

@@ -44,7 +44,7 @@ AT_ONCE = 256
 """examples whose responses a reward is asked about together"""
 
 
-def run(config: Score) -> int:
+def run(config: Score) -> None:
     """Writes JSON lines to ``config.out`` or stdout, and a few words to stderr.
 
     Stopped after a signal, with what a policy computed kept.
@@ -57,7 +57,6 @@ def run(config: Score) -> int:
             _by_reward(config, display, tally)
         for text in tally.words():
             display.note(text)
-    return 0
 
 
 def _by_policy(config: Score, name: str, display: Display, tally: Tally) -> None:

@@ -69,7 +69,7 @@ LOOKS = 3
 """the same, of the method in front"""
 
 
-def run(config: Demo) -> int:
+def run(config: Demo) -> None:
     """Writes everything to ``config.out``; UserError when there is something already, and it is not to be resumed."""
     out, world = config.out, the_world()
     size = FULL if config.full else SMALL
@@ -103,7 +103,6 @@ def run(config: Demo) -> int:
     publish(out, figures, settings, flagship)
     show.figures(console, figures)
     console.print(f"\nresults  {out / 'results.json'}\nreport   {out / 'report.html'}")
-    return 0
 
 
 def told(

@@ -60,7 +60,7 @@ OF_DATA = "model", "data", "eval_data", "eval_fraction", "format", "overlong", "
 """Settings that decide what is read, beside the loss's unit and the length."""
 
 
-def run(config: settings.Sweep, dry_run: bool = False) -> int:
+def run(config: settings.Sweep, dry_run: bool = False) -> None:
     """Writes ``config.out`` and prints the table; RunFailed, after all else is done, where a run failed."""
     given = {key: Setting(value) for key, value in yaml.safe_load(settings.dump(config)).items() if value is not None}
     common = {key: setting for key, setting in given.items() if key in FIELDS or key in (config.loss_options or {})}
@@ -70,7 +70,7 @@ def run(config: settings.Sweep, dry_run: bool = False) -> int:
     sweeping = Sweeping.plan(config.out, chosen, sampling)
     if dry_run:
         print(sweeping.description())
-        return 0
+        return
     results = sweeping.perform({key: setting.value for key, setting in given.items()})
     failed = [found["name"] for found in results["runs"] if found["status"] == "failed"]
     if failed:
@@ -78,7 +78,6 @@ def run(config: settings.Sweep, dry_run: bool = False) -> int:
             f"{len(failed)} of {len(results['runs'])} runs failed ({', '.join(failed)}), as said above; the same "
             "command with --resume tries those again"
         )
-    return 0
 
 
 def sweep(

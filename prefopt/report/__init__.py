@@ -10,7 +10,7 @@ from prefopt.errors import RunFailed, UserError
 from prefopt.whole import whole
 
 
-def run(config: Report) -> int:
+def run(config: Report) -> None:
     """``prefopt report``: writes ``config.out`` and prints where it is."""
     if config.out.is_dir():
         raise UserError(f"--out {config.out} is a folder: name the file to write, such as {config.out / 'report.html'}")
@@ -25,7 +25,6 @@ def run(config: Report) -> int:
     except OSError as error:
         raise RunFailed(f"--out {config.out}: cannot be written ({error.strerror})") from error
     print(f"report   {config.out}")
-    return 0
 
 
 def write(folders: Sequence[Path], out: Path) -> None:

@@ -24,12 +24,6 @@ from prefopt.whole import whole
 BINS = 10
 
 
-def reward(config: settings.Reward, dry_run: bool = False) -> int:
-    """Writes ``config.out`` and returns exit code 0."""
-    run(config, dry_run)
-    return 0
-
-
 def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
     """The results; empty after a dry run. UserError, RunFailed and Stopped as every run's."""
     loss = RewardLoss(config.rankings, config.margin, config.center)

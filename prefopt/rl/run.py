@@ -33,14 +33,8 @@ from prefopt.train.loop import Hooks, batches, repeat
 from prefopt.train.session import Recorder, execute
 
 
-def ppo(config: settings.PPO, dry_run: bool = False) -> int:
-    """Writes ``config.out`` and returns exit code 0."""
-    run(config, dry_run)
-    return 0
-
-
 def run(config: settings.PPO, dry_run: bool = False) -> dict[str, Any]:
-    """The results; empty after a dry run.
+    """Writes ``config.out``; the results, empty after a dry run.
 
     UserError if the input is wrong; RunFailed if it cannot go on; Stopped after a signal, with all saved.
     """

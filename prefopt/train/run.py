@@ -26,16 +26,14 @@ from prefopt.train.session import Recorder, execute
 from prefopt.types import Encoded
 
 
-def sft(config: settings.SFT, dry_run: bool = False) -> int:
-    """Supervised fine-tuning. Writes ``config.out`` and returns exit code 0."""
+def sft(config: settings.SFT, dry_run: bool = False) -> None:
+    """Supervised fine-tuning. Writes ``config.out``."""
     run(config, losses.SFT(), dry_run)
-    return 0
 
 
-def train(config: settings.Train, dry_run: bool = False) -> int:
+def train(config: settings.Train, dry_run: bool = False) -> None:
     """Tune on preferences with a named loss, or one from the user's own file."""
     run(config, losses.make_loss(config.loss, config.loss_options or {}), dry_run)
-    return 0
 
 
 def run(config: settings.Training, loss: losses.Loss, dry_run: bool = False) -> dict[str, Any]:
