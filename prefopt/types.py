@@ -82,6 +82,11 @@ class Example:
     def is_chat(self) -> bool:
         return not isinstance(self.prompt, str)
 
+    def texts(self) -> Iterator[str]:
+        """All that is written in it: of the prompt, then of each response, message by message."""
+        for content in (self.prompt, *(response.content for response in self.responses)):
+            yield from (content,) if isinstance(content, str) else (message.content for message in content)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

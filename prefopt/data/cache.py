@@ -18,12 +18,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cache, partial
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-import transformers
 import xxhash
 
 import prefopt
@@ -62,7 +61,7 @@ def _code() -> list[str]:
     code = xxhash.xxh3_128()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    return [code.hexdigest(), prefopt.__version__, transformers.__version__, tokenizers.__version__]
+    return [code.hexdigest(), prefopt.__version__, version("transformers"), version("tokenizers")]
 
 
 def keep(key: str, fill: Fill) -> EncodedData:

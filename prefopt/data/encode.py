@@ -287,7 +287,7 @@ class Encoder:
         written = tuple(control.content for control in self.controls)
         private, chats, texts, begun = set[int](), 0, 0, 0
         for example in examples:
-            text = "".join(_texts(example))
+            text = "".join(example.texts())
             private.update(map(ord, () if text.isascii() else PRIVATE.findall(text)))
             chats += example.is_chat
             texts += not example.is_chat
@@ -478,14 +478,6 @@ def _bos(tokenizer: Any) -> np.ndarray:
     bare, full = (tokenizer("x", add_special_tokens=added)["input_ids"] for added in (False, True))
     start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
     return np.array(full[:start], np.int32)
-
-
-def _texts(example: Example) -> Iterator[str]:
-    for part in (example.prompt, *(r.content for r in example.responses)):
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from (message.content for message in part)
 
 
 def _said(content: Content) -> str:

@@ -17,7 +17,6 @@ from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
-from transformers.utils import chat_template_utils
 
 from prefopt.types import Content, Example, Message
 
@@ -259,7 +258,7 @@ def _template(tokenizer: Any) -> Callable[..., str]:
     That would be two thirds of the time that rendering takes, and half of the rest is jinja's copying of its globals.
     """
     public = partial(tokenizer.apply_chat_template, tokenize=False)
-    compiled = getattr(chat_template_utils, "_compile_jinja_template", None)
+    compiled = _compiler()
     if compiled is None or tokenizer.chat_template is None:
         return public
     try:
@@ -274,6 +273,13 @@ def _template(tokenizer: Any) -> Callable[..., str]:
         return "".join(template.root_render_func(template.new_context(known, shared=True)))
 
     return rendered
+
+
+def _compiler() -> Any:
+    """transformers' own, which has no public name; to import it takes half a second, which text alone need not wait."""
+    from transformers.utils import chat_template_utils
+
+    return getattr(chat_template_utils, "_compile_jinja_template", None)
 
 
 class _Rewritten(Exception):

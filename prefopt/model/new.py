@@ -7,7 +7,6 @@ puts a start token before it; its chat template is the plain one that HH transcr
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from prefopt.config import NewModel, SettingError
 from prefopt.data.read import read_rows
 from prefopt.data.render import PLAIN_TEMPLATE
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.load import count_parameters, load_tokenizer, readable
+from prefopt.model.quiet import quiet
+from prefopt.whole import whole_folder
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 ASPECT = 48  # width / layers that is aimed at: shallow and wide computes well, and learns well when small
@@ -38,14 +38,12 @@ def run(config: NewModel) -> None:
     shape = choose_shape(config, tokenizer)
     torch.manual_seed(config.seed)
     model = AutoModelForCausalLM.from_config(model_config(config, tokenizer, shape), dtype=torch.float32)
-    disable_progress_bar()
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(config.out)
-        tokenizer.save_pretrained(config.out)
-        readable(config.out)
+        with whole_folder(config.out) as aside, quiet():
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+            readable(aside)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(config.out, ignore_errors=True)  # it was empty, or not there
         why = getattr(error, "strerror", None) or error
         raise RunFailed(f"--out {config.out}: cannot be written ({why})") from error
     _print(config, tokenizer, shape, model)

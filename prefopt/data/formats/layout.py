@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefopt.data.formats.columns import MESSAGES, TEXT, BadRow, Kind, type_of
-from prefopt.data.formats.conversation import SCORES, Content, Fields, Turns
+from prefopt.data.formats.conversation import SCORES, Content, Fields
 from prefopt.data.read import Row
 from prefopt.errors import UserError
-from prefopt.types import Example, Finding, Response
+from prefopt.types import Example, Finding
 
 DEMONSTRATION, UNPAIRED, PREFERENCE = 1, 2, 3  # what a row tells; where two layouts fit, the one that tells more wins
 
@@ -73,15 +73,15 @@ class Layout:
         try:
             for name, kind in self.columns.items():
                 self._expect(row.fields, name, kind)
-            prompt, responses = self.convert(row.fields)
-            for text in strings(prompt, responses):
+            example = Example(*self.convert(row.fields), row.source)
+            for text in example.texts():
                 text.encode()
+            return example
         except BadRow as bad:
             return Finding(row.source, bad.kind, str(bad))
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             return Finding(row.source, "encoding", f"the text holds {half}, half a character")
-        return Example(prompt, responses, row.source)
 
     def _expect(self, row: Fields, name: str, kind: Kind) -> None:
         if name not in row:
@@ -114,11 +114,6 @@ def _definer(task: int) -> Callable[..., Callable[[Convert], Convert]]:
 preference = _definer(PREFERENCE)
 unpaired = _definer(UNPAIRED)
 demonstration = _definer(DEMONSTRATION)
-
-
-def strings(prompt: str | Turns, responses: Iterable[Response]) -> Iterable[str]:
-    for content in (prompt, *(response.content for response in responses)):
-        yield from (content,) if isinstance(content, str) else (turn.content for turn in content)
 
 
 def named(name: str) -> Layout:
