@@ -1,4 +1,4 @@
-"""What long work tells of itself as it goes on; `prefopt.train.display` shows it."""
+"""What long work tells of itself as it goes on; `prefopt.display` shows it."""
 
 from __future__ import annotations
 

@@ -22,25 +22,19 @@ from typing import IO, Any
 import yaml
 
 from prefopt import config as settings
+from prefopt.alone import alone_with
 from prefopt.config import Sample
 from prefopt.data.encode import Encoder
-from prefopt.data.formats.columns import MESSAGES, TEXT
-from prefopt.data.formats.conversation import turns
-from prefopt.data.formats.layout import Layout
-from prefopt.data.mix import open_source
-from prefopt.data.read import read_rows
+from prefopt.data.prompts import prompts, tell_of_text
+from prefopt.display import Display
 from prefopt.errors import RunFailed, UserError
 from prefopt.generate import Prompt, Realign, TransformersGenerator
-from prefopt.model.load import check_reference, load_model, load_tokenizer
-from prefopt.progress import untold
+from prefopt.model.load import check_reference, length_limit, load_model, load_tokenizer
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
 from prefopt.signals import resumable
 from prefopt.terminal import counted
-from prefopt.train.alone import alone_with
-from prefopt.train.display import Display
-from prefopt.train.job import length_limit
-from prefopt.types import Example, Finding
+from prefopt.types import Example
 from prefopt.whole import writable
 
 GROUP = 4
@@ -91,34 +85,6 @@ def _appending(file: Path) -> Iterator[IO[str]]:
             opened.close()
 
 
-def prompts(
-    specs: Sequence[str],
-    format: str | None = None,
-    note: Callable[[str], object] = untold,
-    repeated: Callable[[str], object] = untold,
-) -> list[Example]:
-    """The different prompts of these data, each where it stands first; of a row with only a ``prompt``, that.
-
-    UserError where there is none. ``note`` hears of rows that cannot be read, ``repeated`` of those with one prompt.
-    """
-    found: dict[Prompt, Example] = {}
-    rows = 0
-    findings: list[Finding] = []
-    for item in itertools.chain.from_iterable(_examples(spec, format) for spec in specs):
-        if isinstance(item, Finding):
-            findings.append(item)
-        else:
-            rows += 1
-            found.setdefault(item.prompt, item)
-    if not found:
-        raise UserError(f"{', '.join(specs)}: there is no prompt in it{f', {findings[0]}' if findings else ''}")
-    if findings:
-        note(f"no response to {counted(len(findings), 'row')} that cannot be read, the first at {findings[0]}")
-    if len(found) < rows:
-        repeated(f"{counted(rows, 'row')} with {counted(len(found), 'different prompt')}: each is answered once")
-    return list(found.values())
-
-
 def _with_room(config: Sample, asked: list[Example], note: Callable[[str], None]) -> list[Example]:
     """The prompts that leave room for a response."""
     assert config.model is not None
@@ -133,31 +99,6 @@ def _with_room(config: Sample, asked: list[Example], note: Callable[[str], None]
         without = counted(len(asked) - len(kept), "prompt")
         note(f"no response to {without}: with it they may exceed the model's {limit} tokens")
     return kept
-
-
-def tell_of_text(encoder: Encoder, asked: Sequence[Example], note: Callable[[str], object]) -> None:
-    """That text is read as it is, where the tokenizer has a template that messages would go through."""
-    count = sum(not example.is_chat for example in asked)
-    if count and not encoder.bare:
-        note(f"{counted(count, 'prompt')} of text, read as written: only messages go through the model's chat template")
-
-
-def _examples(spec: str, format: str | None) -> Iterator[Example | Finding]:
-    rows = read_rows(spec)
-    first = next(rows, None)
-    if format is None and first and not first.fields.keys() & ANSWERS and ALONE.fits(first.fields):
-        return map(ALONE.read, itertools.chain([first], rows))
-    return iter(open_source(spec, format))
-
-
-ANSWERS = {"chosen", "rejected", "completion", "responses", "answers", "output", "response", "completions"}
-ALONE = Layout(
-    0,
-    "prompt",
-    "a prompt alone, as text or messages",
-    {"prompt": TEXT | MESSAGES},
-    lambda row: (row["prompt"] if isinstance(row["prompt"], str) else turns(row["prompt"], "prompt"), ()),
-)
 
 
 def answer(

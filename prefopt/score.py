@@ -23,19 +23,18 @@ from typing import IO, Any
 from prefopt.config import Score
 from prefopt.data.dataset import Usable, encoded, megabytes, opened
 from prefopt.data.encode import Encoder
+from prefopt.data.findings import account
 from prefopt.data.shelf import longest
+from prefopt.display import Display
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.figures import Figures
-from prefopt.model.load import check_reference, load_model, load_tokenizer
+from prefopt.model.load import check_reference, length_limit, load_model, load_tokenizer
 from prefopt.model.reference import response_keys
 from prefopt.model.scoring import figures_of, scope_of
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.signals import resumable
 from prefopt.statistics import proportion
 from prefopt.terminal import counted
-from prefopt.train.display import Display
-from prefopt.train.job import length_limit
-from prefopt.train.prepare import account
 from prefopt.types import Encoded, Example, Response, comparisons
 from prefopt.whole import whole, writable
 

@@ -38,3 +38,25 @@ _BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u20
 
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(59.6), duration(3600 * 26 + 61)
+    ('1:00', '26:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """A number of bytes (put "B" behind) or parameters, for people.
+
+    >>> size(1_940_000_000), size(24_000_000), size(512_000), size(7)
+    ('1.9 G', '24 M', '512 k', '7 ')
+    """
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit else 1}f} {letter}"
+    return f"{count:.0f} "

@@ -17,18 +17,18 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from prefopt import sample as module
+from prefopt.alone import alone_with
 from prefopt.cli import main
 from prefopt.data.encode import Encoder
 from prefopt.data.mix import load
+from prefopt.data.prompts import prompts
 from prefopt.demo.world import SLOTS, the_world
 from prefopt.errors import RunFailed, UserError
 from prefopt.frontier.space import next_token_logps
 from prefopt.generate import Realign, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
-from prefopt.sample import prompts
 from prefopt.server import ServerGenerator
-from prefopt.train.alone import alone_with
 from prefopt.types import Message
 from tests.train import tiny
 

@@ -24,7 +24,9 @@ from rich.text import Text
 
 from prefopt.data.dataset import Usable, megabytes
 from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Part, TrainOn, fit
+from prefopt.data.findings import by_kind
 from prefopt.data.mix import Source, open_sources
+from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.terminal import counted, printable
@@ -249,14 +251,6 @@ def _table(title: str, columns: list[str], rows: dict[str, list[int]]) -> Table:
     return table
 
 
-def by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    """The most frequent kind first."""
-    kinds: dict[str, list[Finding]] = {}
-    for finding in findings:
-        kinds.setdefault(finding.kind, []).append(finding)
-    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
-
-
 def _findings(findings: Sequence[Finding]) -> list[Text]:
     if not findings:
         return [Text("nothing odd found", style="green")]
@@ -282,8 +276,6 @@ def to_json(report: Report) -> str:
 
 def run(config: Check) -> None:
     """``prefopt check``: print the report; UserError under ``--strict`` if anything was found."""
-    from prefopt.train.display import Display
-
     tokenizer, max_length = None, config.max_length
     if config.model is not None:
         from prefopt.model.load import load_config, load_tokenizer, positions

@@ -6,8 +6,9 @@ One pass, in order, with a few hashes per example, so that a list of any length 
 from __future__ import annotations
 
 import json
+import textwrap
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import xxhash
@@ -141,3 +142,31 @@ def _joint(*digests: bytes) -> int:
 
 
 ALL_ELSE = bytes(16)
+
+
+# --- telling of them ------
+
+
+def by_kind(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """The most frequent kind first."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+WHY = 100
+"""letters of a reason"""
+
+
+def account(findings: Sequence[Finding]) -> list[str]:
+    """One line for each kind of finding: how many, what became of them, where the first ones are, and why the first."""
+    lines = []
+    for kind, of_kind in by_kind(findings).items():
+        dropped = sum(f.drops for f in of_kind)
+        why = textwrap.shorten(of_kind[0].message.partition("\n")[0], WHY, placeholder=" …")
+        first, *others = (f.source for f in of_kind[:3])
+        places = ", ".join([f"{first} ({why})", *others, *(["..."] if len(of_kind) > 3 else [])])
+        done = "dropped" if dropped == len(of_kind) else f"{dropped:,} dropped" if dropped else "kept"
+        lines.append(f"{len(of_kind):,} {kind} ({done}): {places}")
+    return lines

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.statistics import Interval
-from prefopt.terminal import printable
-from prefopt.train.display import duration
+from prefopt.terminal import duration, printable
 
 Row = Mapping[str, Any]
 COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"

@@ -33,6 +33,7 @@ from prefopt import losses
 from prefopt.config import Setting, Train
 from prefopt.data.encode import Encoder
 from prefopt.data.mix import open_source
+from prefopt.display import Display
 from prefopt.errors import RunFailed, Stopped, UserError
 from prefopt.frontier import show
 from prefopt.frontier.estimate import MAX_NEW_TOKENS, Estimate, Sampling, choose, measure, prompt_key
@@ -41,7 +42,6 @@ from prefopt.model.load import load_config, positions
 from prefopt.rl.rewards import Reward, identity, load_reward
 from prefopt.terminal import counted, described, printable
 from prefopt.train.card import write_results
-from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.outcome import report_on
 from prefopt.train.prepare import Prepared, prepare

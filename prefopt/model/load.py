@@ -57,6 +57,15 @@ def positions(config: Any) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
+def length_limit(max_length: int | None, *models: str | None) -> int | None:
+    """``--max-length``, or what the positions of all these models allow; UserError when it is beyond those."""
+    limits = [(limit, name) for name in models if name is not None and (limit := positions(load_config(name)))]
+    shortest, name = min(limits, default=(None, ""))
+    if max_length and shortest and max_length > shortest:
+        raise UserError(f"--max-length {max_length}: {name} takes {shortest} tokens at most")
+    return max_length or shortest
+
+
 @flushed_to_zero()  # here, since torch's worker threads begin with this
 def load_model(
     name: str, dtype: str = "auto", device: str = "auto", longest: int = 64, learns: bool = False

@@ -14,11 +14,11 @@ import xxhash
 from prefopt.config import PPO
 from prefopt.data import plan
 from prefopt.data.encode import Draft, Encoder, fit
+from prefopt.data.prompts import prompts, tell_of_text
+from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.generate import Prompt
-from prefopt.sample import prompts, tell_of_text
 from prefopt.terminal import counted
-from prefopt.train.display import Display
 from prefopt.train.prepare import TRAINED_ON_TOO, Prepared, trained_on_too
 from prefopt.types import Encoded, Example
 

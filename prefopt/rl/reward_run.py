@@ -10,11 +10,11 @@ import numpy as np
 
 from prefopt import config as settings
 from prefopt.data.shelf import each
+from prefopt.display import Display
 from prefopt.model.load import count_parameters, load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
 from prefopt.train import defaults, outcome
-from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.run import Tuning
 from prefopt.train.session import execute

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefopt import config as settings
 from prefopt.data.encode import Encoder
+from prefopt.display import Display
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
@@ -22,10 +23,9 @@ from prefopt.rl.prompts import Asked, prepare
 from prefopt.rl.rewards import Reward, RewardModel, load_reward
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
-from prefopt.terminal import counted
+from prefopt.terminal import counted, size
 from prefopt.train import optimizer, outcome
 from prefopt.train.checkpoint import Checkpoint
-from prefopt.train.display import Display, size
 from prefopt.train.evidence import Scored
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job

@@ -15,21 +15,21 @@ from prefopt import config as settings
 from prefopt import losses
 from prefopt.data import plan
 from prefopt.data.shelf import each
+from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.model import recompute
 from prefopt.model.load import (
     check_reference,
     count_parameters,
+    length_limit,
     load_config,
     load_tokenizer,
     pick_device,
     pick_dtype,
-    positions,
 )
-from prefopt.terminal import counted
+from prefopt.terminal import counted, size
 from prefopt.train import defaults
 from prefopt.train.checkpoint import Checkpoint
-from prefopt.train.display import Display, size
 from prefopt.train.loop import Schedule
 from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.prepare import Prepare, Prepared, prepare
@@ -240,12 +240,3 @@ def _recorded(config: settings.Training, key: str) -> Any:
     file = config.out / "config.yaml"
     recorded = settings.read(file) if config.resume and file.exists() else {}
     return recorded[key].value if key in recorded else None
-
-
-def length_limit(max_length: int | None, *models: str | None) -> int | None:
-    """``--max-length``, or what the positions of all these models allow; UserError when it is beyond those."""
-    limits = [(limit, name) for name in models if name is not None and (limit := positions(load_config(name)))]
-    shortest, name = min(limits, default=(None, ""))
-    if max_length and shortest and max_length > shortest:
-        raise UserError(f"--max-length {max_length}: {name} takes {shortest} tokens at most")
-    return max_length or shortest

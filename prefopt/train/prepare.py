@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from prefopt.config import Training
 from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
+from prefopt.data.findings import account
 from prefopt.data.shelf import Chosen, each, longest
+from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.terminal import counted
-from prefopt.train.display import Display
 from prefopt.types import Encoded, Finding, Unit
 
 
@@ -130,24 +130,6 @@ def _unfit(made: Chosen, unit: Unit) -> list[Finding]:
     """Of the examples that units were made of, those that hold none."""
     without, sources = np.setdiff1d(np.arange(len(made.examples)), made.at), each(made.examples, "source")
     return [Finding(source, *UNFIT[unit]) for source in dict.fromkeys(sources[i] for i in without)]
-
-
-WHY = 100
-"""letters of a reason"""
-
-
-def account(findings: Sequence[Finding]) -> list[str]:
-    """One line for each kind of finding: how many, what became of them, where the first ones are, and why the first."""
-    lines = []
-    for kind in dict.fromkeys(f.kind for f in findings):
-        of_kind = [f for f in findings if f.kind == kind]
-        dropped = sum(f.drops for f in of_kind)
-        why = textwrap.shorten(of_kind[0].message.partition("\n")[0], WHY, placeholder=" …")
-        first, *others = (f.source for f in of_kind[:3])
-        places = ", ".join([f"{first} ({why})", *others, *(["..."] if len(of_kind) > 3 else [])])
-        done = "dropped" if dropped == len(of_kind) else f"{dropped:,} dropped" if dropped else "kept"
-        lines.append(f"{len(of_kind):,} {kind} ({done}): {places}")
-    return lines
 
 
 def _strict(findings: Sequence[Finding]) -> str:

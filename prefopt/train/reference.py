@@ -13,10 +13,10 @@ from itertools import chain
 
 from prefopt import config as settings
 from prefopt.data import plan
+from prefopt.display import Display
 from prefopt.model.load import load_model
 from prefopt.model.reference import check_step_zero
 from prefopt.model.scoring import figures_of, scope_of
-from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.loop import batches, evaluation_batches
 from prefopt.train.objective import Objective

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from prefopt import config as settings
 from prefopt import losses
+from prefopt.display import Display
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
 from prefopt.train import evidence, optimizer, outcome
 from prefopt.train.checkpoint import Checkpoint
-from prefopt.train.display import Display
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job
 from prefopt.train.loop import Hooks, TrainingState, evaluate, fit

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prefopt.alone import alone
+from prefopt.display import Display
 from prefopt.errors import Stopped, UserError
 from prefopt.model.language_model import LanguageModel
 from prefopt.signals import Stop, resumable, stop_on_signal
 from prefopt.train import checkpoint, outcome, rng
-from prefopt.train.alone import alone
-from prefopt.train.display import Display
 from prefopt.train.evidence import Scored
 from prefopt.train.guard import Guard
 from prefopt.train.job import Job, check_folder

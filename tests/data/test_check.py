@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from prefopt.cli import main
-from prefopt.data.check import by_kind, check, render, to_json
+from prefopt.data.check import check, render, to_json
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
+from prefopt.data.findings import by_kind
 from prefopt.progress import Unseen
 from tests.data.test_encode import CHATML, OPENED, THINKING, byte_level, metaspace
 

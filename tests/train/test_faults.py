@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from prefopt import report
+from prefopt.alone import alone
 from prefopt.train import checkpoint, outcome
-from prefopt.train.alone import alone
 from prefopt.train.metrics import MetricsFile
 from tests.train import tiny
 

@@ -12,11 +12,11 @@ import torch
 
 from prefopt import config
 from prefopt.data import plan
+from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.losses import LOSSES, make_loss
 from prefopt.model import scoring
 from prefopt.train import loop, reference, run
-from prefopt.train.display import Display
 from prefopt.train.job import Job
 from prefopt.train.objective import Objective
 from prefopt.types import LossOutput, Unit

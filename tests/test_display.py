@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from prefopt.display import Display, Pacing
 from prefopt.terminal import printable
-from prefopt.train.display import Display, Pacing
 
 VALUES = {"loss": 0.5, "rewards/accuracies": 0.75, "rewards/margins": 0.1, "tokens_per_second": 9812.0}
 HOSTILE = "[bold red]x[/bold red] [/nope] \x1b[2J\x1b]0;title\x07 \u202e \x9b31m"

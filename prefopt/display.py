@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from prefopt.progress import Advance
-from prefopt.terminal import counted, printable
+from prefopt.terminal import counted, duration, printable, size
 from prefopt.train.metrics import peak_memory
 from prefopt.train.table import undecided
 
@@ -263,25 +263,3 @@ def _row(values: Mapping[str, float], live: bool = False) -> str:
             text = "–" if name == "rewards/accuracies" and undecided(values) else figure.text(values[name])
             shown.append(f"{figure.short} {text:>{figure.width}}")
     return "  ".join(shown)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(59.6), duration(3600 * 26 + 61)
-    ('1:00', '26:01:01')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def size(count: float) -> str:
-    """A number of bytes (put "B" behind) or parameters, for people.
-
-    >>> size(1_940_000_000), size(24_000_000), size(512_000), size(7)
-    ('1.9 G', '24 M', '512 k', '7 ')
-    """
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.{0 if count >= 10 * unit else 1}f} {letter}"
-    return f"{count:.0f} "
