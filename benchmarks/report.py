@@ -123,8 +123,9 @@ def written(results: dict[str, Any], elsewhere: Mapping[str, dict[str, Any]] = M
 
 
 def _on_gpu(name: str, results: dict[str, Any]) -> str:
-    where = f"### {results['size']} parameters on one {results['machine'].get('gpu', 'GPU')}, bf16"
-    more = f"All of it: [{name}]({name}/RESULTS.md), {results['date']}."
+    gpu = results["machine"].get("gpu", "GPU")
+    where = f"### {results['size']} parameters on one {gpu}, bf16, {results['date']}"
+    more = f"All of it: [{name}]({name}/RESULTS.md)."
     parts = [where, _targets(_wanted_on_gpu(rows(results["records"]))), more]
     return "\n\n".join([*parts, *(f"- {text}" for text in _failures(results["records"]))])
 

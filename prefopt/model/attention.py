@@ -55,7 +55,7 @@ class Tree(BlockMask):
         self._masks: dict[tuple, Tensor] = {}
         self._planned: dict[int | None, list[Tensor]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
-        self._recorded = False
+        self.recorded = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class Tree(BlockMask):
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """For FlexAttention; made once for all layers with this window."""
         if window not in self._block_masks:
-            if self._recorded:
+            if self.recorded:
                 raise RuntimeError(f"attention looks back {window} tokens, which was not planned")
             self._planned[window] = flex.plan(self._end, self.positions, window, device)
             self._block_masks[window] = flex.mask(len(self._end), window, self._planned[window])
@@ -138,7 +138,7 @@ class Tree(BlockMask):
     def copied(self) -> Tree:
         """The same for a recording, with tensors of its own: what was not planned would be this batch's for ever."""
         twin = self.read_once()
-        twin._recorded = True
+        twin.recorded = True
         twin._planned = {window: [tensor.clone() for tensor in planned] for window, planned in self._planned.items()}
         twin._block_masks = {window: flex.mask(len(self._end), window, own) for window, own in twin._planned.items()}
         return twin
@@ -278,6 +278,8 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
         mask = attention_mask.block_mask(sliding_window, query.device)
         out = flex.attend(query, key, value, mask, scaling, softcap)
     else:
+        if attention_mask.recorded:
+            raise RuntimeError("attention over heads narrower than 16 is planned by the host")
         # In float32 at least: on a CPU SDPA's backward pass takes three times as long in bfloat16, and with 30M
         # parameters a run took 0.6 GB more.
         groups, dtype = query.shape[1] // key.shape[1], query.dtype

@@ -2,7 +2,7 @@
 
 A step of a model of 0.5 billion parameters is some ten thousand kernels, which take a GPU less time than its host
 needs to hand them over one by one. A CUDA graph holds them all; what goes into them lies in the same place every time.
-Trees differ from batch to batch and so do their lengths: they are filled up to one of some sixteen lengths in every
+Trees differ from batch to batch and so do their lengths: they are filled up to one of eight lengths in every
 doubling, each of which has its graphs, and what attention may see is read by its kernel from tensors.
 
 Activations live in memory that the graphs share, since one backward pass is through before the next forward pass
@@ -28,9 +28,13 @@ from prefopt.types import PackedBatch
 
 log = logging.getLogger(__name__)
 EAGER = 2
-"""passes that are computed without a graph before any is recorded: by then all kernels are made"""
+"""passes that are computed without a graph before any is recorded: by then kernels are made, as a rule"""
+TRIES = 2
+"""recordings that may fail: where one did, because a kernel was still to be made, say, the pass is computed"""
 MAKING_ROOM = 3
 """times that a batch takes the graphs' memory, after which they are given up"""
+GPU_BOUND = 8e12
+"""parameters times tokens, from which on a GPU needs longer than its host: an H200, in bfloat16, some 0.1 s"""
 
 Body = Callable[[PackedBatch], Tensor]
 Work = Callable[[], object]
@@ -38,17 +42,17 @@ Recorder = Callable[[Work], Work]
 
 
 def filled(tokens: int) -> int:
-    """What a tree of so many tokens is filled up to: the kernel's next block, of long ones at most a sixteenth more.
+    """What a tree of so many tokens is filled up to: two of the kernel's blocks, the next block, or an eighth more.
 
     >>> [filled(tokens) for tokens in (1, 300, 2048, 2049, 4096, 5000, 16000)]
-    [128, 384, 2048, 2304, 4096, 5120, 16384]
+    [256, 384, 2048, 2304, 4096, 5120, 16384]
     """
     step = max(BLOCK, 2 ** (tokens - 1).bit_length() // 16)
-    return -(-tokens // step) * step
+    return max(2 * BLOCK, -(-tokens // step) * step)  # one block alone would take a kernel of its own
 
 
 def on_cuda() -> Recorder:
-    """Records graphs that share their memory."""
+    """Records graphs that share their memory, which is free again when all of them are gone, and the recorder too."""
     pool: Any = torch.cuda.graph_pool_handle()
 
     def record(work: Work) -> Work:
@@ -79,13 +83,21 @@ _abandoned: list[torch.cuda.CUDAGraph] = []  # torch's allocator still asks them
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
-    """Ends a recording in which something failed: torch leaves its memory to it for good."""
-    _abandoned.append(graph)
-    with suppress(Exception):  # says once more that it failed
+    """Ends a recording in which something failed. Where it can't be ended, torch leaves the memory to it for good."""
+    try:
         graph.capture_end()
-    with suppress(Exception):
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-        torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+    except Exception:
+        _abandoned.append(graph)
+        for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(Exception):
+                give_back(torch.cuda.current_device(), pool)
+        with suppress(Exception):  # until another recording ends, random numbers are held to be a recording's
+            after = torch.cuda.CUDAGraph()
+            after.capture_begin(capture_error_mode="thread_local")
+            torch.zeros(1, device="cuda")
+            after.capture_end()
+    else:
+        graph.reset()
 
 
 class Graph:
@@ -112,7 +124,7 @@ class Graph:
                 live.backward(self.upstream)
 
         self.forward = record(forward)
-        self.upstream = torch.empty_like(self.hidden)
+        self.upstream = torch.zeros_like(self.hidden)
         self.backward = record(backward)
         live = Tensor()  # activations are the graphs' alone
 
@@ -138,16 +150,23 @@ def _inputs(batch: PackedBatch) -> list[Tensor]:
 
 @dataclass
 class Graphs:
-    """The graphs of one model's ``body``, by length. ``ready`` makes it so that what they read is there."""
+    """The graphs of one model's ``body``, by length.
+
+    ``weights``: those of it that are trained, among ``parameters`` in all. ``ready`` makes it so that what is read is
+    there. ``note`` is told why steps are not recorded.
+    """
 
     body: Body
     weights: Sequence[nn.Parameter]
+    parameters: int
     ready: Callable[[], None]
     note: Callable[[str], object]
-    record: Recorder
+    recorder: Callable[[], Recorder] = on_cuda
     known: dict[int, Graph] = field(default_factory=dict)
+    record: Recorder | None = None
     eager: int = 0
     """passes that were computed without a graph"""
+    failures: int = 0
     made_room: int = 0
     given_up: bool = False
     under_way: Callable[[], object] = lambda: None
@@ -158,31 +177,47 @@ class Graphs:
 
         ``fits``: whether it takes no more memory than others do, or else the graphs make room for it.
         """
-        length = batch.ids.numel()
         if not fits and self.known and _scarce():
             self.make_room()
-        gradients = [weight.grad for weight in self.weights]
-        if fits and not self.given_up and self.eager >= EAGER and self.under_way() is None:
+        pays = fits and self.parameters * batch.ids.numel() < GPU_BOUND
+        if pays and not self.given_up and self.eager >= EAGER and self.under_way() is None:
             self.ready()
-            graph = self.known.get(length)
-            if graph is None or any(a is not b for a, b in zip(graph.gradients, gradients, strict=True)):
-                graph = self._recorded(batch, gradients)
+            graph = self._of(batch)
             if graph is not None:
-                self.known[length], pass_ = graph, Pass(graph)
+                pass_ = Pass(graph)
                 self.under_way = ref(pass_)
                 return _Replay.apply(torch.zeros((), requires_grad=True), pass_, batch)
         self.eager += 1
         return None
 
-    def _recorded(self, batch: PackedBatch, gradients: list[Tensor | None]) -> Graph | None:
+    def _of(self, batch: PackedBatch) -> Graph | None:
+        """That of its length; recorded, where there is none or gradients lie elsewhere now."""
+        length, gradients = batch.ids.numel(), [weight.grad for weight in self.weights]
+        known = self.known.get(length)
+        if known is not None and all(a is b for a, b in zip(known.gradients, gradients, strict=True)):
+            return known
+        self.known.pop(length, None)
+        del known
         try:
-            graph = Graph(self.body, batch, gradients, self.record)
-            if self._kept(gradients):
-                return graph
+            self.record = self.record or self.recorder()
+            made = Graph(self.body, batch, gradients, self.record)
+        except torch.OutOfMemoryError:
+            made, why = None, ""
         except Exception as error:  # whatever cannot be recorded: what asks the device for a value, say
             log.debug("recording", exc_info=True)
-            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split()[:24])}")
+            made, why = None, f"{type(error).__name__}: {' '.join(str(error).split()[:24])}"
+        if made is None:  # and here, where what failed is gone
+            self._failed(why) if why else self.make_room()
+        elif self._kept(gradients):
+            self.known[length] = made
+            return made
         return None
+
+    def _failed(self, why: str) -> None:
+        self.forget()
+        self.failures += 1
+        if self.failures == TRIES:
+            self._give_up(why)
 
     def _kept(self, gradients: list[Tensor | None]) -> bool:
         """Whether no weight has got its first gradient, which a replay would not add to but begin anew."""
@@ -204,8 +239,9 @@ class Graphs:
         self.note(f"steps are not recorded as CUDA graphs, so they take longer: {why}")
 
     def forget(self) -> None:
-        """Give their memory back."""
+        """Give their memory back, and its pool: torch takes none that has been empty."""
         self.known.clear()
+        self.record = None
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()

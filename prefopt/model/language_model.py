@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from prefopt.data import plan
 from prefopt.errors import UserError
 from prefopt.model import attention
-from prefopt.model.graphs import Graphs, filled, on_cuda
+from prefopt.model.graphs import Graphs, filled
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.narrow import narrow
 from prefopt.model.quiet import quiet
@@ -29,6 +30,7 @@ from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
 
 Way = Literal["tree", "rows", "logits"]
+T = TypeVar("T")
 
 
 def bare_model(module: Any) -> Any:
@@ -37,7 +39,7 @@ def bare_model(module: Any) -> Any:
 
 
 class LanguageModel:
-    """Wraps a transformers causal LM (or a PEFT model around one). Holds no state but the module and the way."""
+    """Wraps a transformers causal LM, or a PEFT model around one. Its state is the module, the way, and recordings."""
 
     def __init__(self, module: nn.Module, way: Way = "rows", dtype: torch.dtype | None = None):
         self.module: Any = module
@@ -115,7 +117,7 @@ class LanguageModel:
         """The responses of ``examples``, in their order, as this model reads them."""
         if self.way != "tree":
             return pack_rows(examples, self.device)
-        batch = pack(examples, self.device, None if self.graphs is None else filled)
+        batch = pack(examples, self.device, filled if self.recording else None)
         batch.tree.plan(self._windows, self.device)
         return batch
 
@@ -124,6 +126,9 @@ class LanguageModel:
 
         ``room``: tokens whose activations may be kept; of a longer batch some layers are recomputed.
         """
+        return self._with_room(lambda: self._logprobs(batch, room))
+
+    def _logprobs(self, batch: PackedBatch, room: int | None) -> LogProbs:
         vocabulary = self.bare.config.get_text_config().vocab_size
         with self.computing():
             if self.way == "logits":
@@ -147,13 +152,17 @@ class LanguageModel:
             replayed = self.graphs.hidden(batch, fits=not again)
             if replayed is not None:
                 return replayed
+        return self._with_room(lambda: self._hidden(batch, again))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """``work``; once more, with the memory that recordings hold, where there is too little."""
         try:
-            return self._hidden(batch, again)
+            return work()
         except torch.OutOfMemoryError:
             if self.graphs is None or not self.graphs.known:
                 raise
-            self.graphs.make_room()
-        return self._hidden(batch, again)
+        self.graphs.make_room()
+        return work()
 
     def _hidden(self, batch: PackedBatch, again: int = 0) -> Tensor:
         with recomputing(self.layers[:again]):
@@ -167,30 +176,37 @@ class LanguageModel:
         zeroed in place from then on.
         """
         if self.device.type == "cuda" and self.way == "tree":
-            self.graphs = Graphs(self._hidden, self._trained, self._ready, note, on_cuda())
+            self.graphs = self._graphs(note)
         try:
             yield
         finally:
-            if self.graphs is not None:
-                self.graphs.forget()
-            self.graphs = None
+            graphs, self.graphs = self.graphs, None
+            if graphs is not None:
+                with suppress(RuntimeError):  # says once more what ended the block, where that was the device
+                    graphs.forget()
+
+    def _graphs(self, note: Callable[[str], object]) -> Graphs:
+        weights = list(self.bare.base_model.parameters())
+        trained = [weight for weight in weights if weight.requires_grad]
+        return Graphs(self._hidden, trained, sum(weight.numel() for weight in weights), self._ready, note)
 
     @property
-    def _trained(self) -> list[nn.Parameter]:
-        """The body's weights that have a gradient."""
-        return [p for p in self.bare.base_model.parameters() if p.requires_grad]
+    def recording(self) -> bool:
+        """Whether passes are recorded, or will be."""
+        return self.graphs is not None and not self.graphs.given_up
 
     def _ready(self) -> None:
         """Narrow weights are those of now."""
         for linear in self._narrow:
-            linear.narrow(self.dtype)
+            if linear.weight.requires_grad:
+                linear.narrow(self.dtype)
 
     def _recomputed(self, batch: PackedBatch, room: int | None) -> int:
         """How many of the first layers keep only what goes into them."""
         if room is None or not torch.is_grad_enabled():
             return 0
-        if self.graphs is not None:  # what a batch is filled up with is no reason
-            room = round(filled(round(SLACK * room)) / SLACK)
+        if self.recording:  # what a batch is filled up with is no reason
+            room = math.ceil(filled(int(SLACK * room)) / SLACK)
         return how_many(batch.ids.numel(), room, len(self.layers))
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Any]:

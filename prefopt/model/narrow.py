@@ -19,19 +19,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class NarrowLinear(nn.Linear):
-    """A linear layer, under autocast; without that, the layer that it was."""
+    """A linear layer whose weight is trained, under autocast; otherwise the layer that it was."""
 
     _narrow: Tensor | None = None
     _of: tuple[int, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         kind = input.device.type
-        if not torch.is_autocast_enabled(kind):
+        if not torch.is_autocast_enabled(kind) or not self.weight.requires_grad:
             return super().forward(input)
         return _Product.apply(input, self.weight, self.narrow(torch.get_autocast_dtype(kind)), self.bias)
 
     def narrow(self, dtype: torch.dtype) -> Tensor:
-        """The weight as it is now, in ``dtype``; always in the same place."""
+        """The weight as it is now, in ``dtype``; always in the same place. What changes ``weight.data`` goes unseen."""
         now = (self.weight.data_ptr(), self.weight._version)
         if self._narrow is None or self._narrow.dtype != dtype:
             self._narrow = torch.empty_like(self.weight, dtype=dtype, requires_grad=False)
@@ -45,7 +45,8 @@ class NarrowLinear(nn.Linear):
 def narrow(modules: Iterable[nn.Module]) -> list[NarrowLinear]:
     """Make the linear layers within ``modules`` narrow ones; not those that are of a kind of their own.
 
-    A weight's later gradients come past autograd, and so past its hooks, which data parallelism would need.
+    A weight's later gradients come past autograd: past its hooks, which data parallelism would need, and past
+    ``torch.autograd.grad`` where there is a ``.grad`` already.
     """
     _tell_of_updates()
     made = [part for module in modules for part in module.modules() if type(part) in (nn.Linear, NarrowLinear)]
@@ -79,7 +80,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, narrow = ctx.saved_tensors
         d_x = upstream @ narrow if ctx.needs_input_grad[0] else None
-        rows, x = upstream.flatten(0, -2), x.flatten(0, -2)
+        rows, x = (part.reshape(-1, part.shape[-1]) for part in (upstream, x))
         d_weight, d_bias = None, rows.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
         if ctx.needs_input_grad[1]:
             if ctx.weight.grad is None:

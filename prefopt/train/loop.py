@@ -202,7 +202,7 @@ def train_step(state: TrainingState, batch: Batch, schedule: Schedule) -> Figure
     """
     objective, optimizer, examples = state.objective, state.optimizer, batch.examples
     metrics, own, losses, step = Metrics(), Metrics(), [], state.step + 1
-    optimizer.zero_grad(set_to_none=objective.lm.graphs is None)  # what is recorded adds to where they are
+    optimizer.zero_grad(set_to_none=not objective.lm.recording)  # what is recorded adds to where they are
     baseline = objective.baseline(examples)
     for part in batch.parts:
         output = objective(part, baseline)
