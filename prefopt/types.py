@@ -31,6 +31,10 @@ class Message(NamedTuple):
 
 Content = str | tuple[Message, ...]
 """text, or turns of a conversation"""
+Overlong = Literal["drop", "cut-prompt", "cut-response"]
+"""what becomes of an example that is longer than a model takes"""
+TrainOn = Literal["last-assistant", "all-assistant"]
+"""which turns of a conversation are the response"""
 Unit = Literal["pair", "ranking", "response", "demonstration"]
 """what a loss compares, or imitates: two responses, all of a prompt, one with a label, the best one"""
 

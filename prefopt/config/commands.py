@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from prefopt.config.checks import SettingError, defaults, needs, not_negative, positive, right_seed, some_data
+from prefopt.types import Overlong, TrainOn
 
-Overlong = Literal["drop", "cut-prompt", "cut-response"]
-TrainOn = Literal["last-assistant", "all-assistant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 

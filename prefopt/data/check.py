@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import xxhash
@@ -23,19 +23,19 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.data.dataset import Usable, megabytes
-from prefopt.data.encode import Draft, EncodedData, Encoder, Overlong, Part, TrainOn, fit
+from prefopt.data.encode import Draft, EncodedData, Encoder, Part, fit
 from prefopt.data.findings import by_kind
 from prefopt.data.mix import Source, open_sources
 from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.terminal import counted, printable
-from prefopt.types import Content, Example, Finding, comparisons
+from prefopt.types import Content, Example, Finding, Overlong, TrainOn, comparisons
 
 if TYPE_CHECKING:
     from prefopt.config import Check
 
-POLICIES: tuple[Overlong, ...] = ("drop", "cut-prompt", "cut-response")
+POLICIES: tuple[Overlong, ...] = get_args(Overlong)
 QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
 SHOWN = 3  # places shown per kind of finding
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -31,10 +31,7 @@ from prefopt.data.render import (
 )
 from prefopt.data.shelf import Writer
 from prefopt.errors import UserError
-from prefopt.types import Content, Encoded, Example, Finding
-
-Overlong = Literal["drop", "cut-prompt", "cut-response"]
-TrainOn = Literal["last-assistant", "all-assistant"]
+from prefopt.types import Content, Encoded, Example, Finding, Overlong, TrainOn
 
 AT_ONCE = 512
 """examples that are rendered, then tokenized: enough for every core, few enough that the two overlap"""

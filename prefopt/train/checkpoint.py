@@ -44,12 +44,12 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
 
-    def tensors(self, group: str, device: str = "cpu") -> dict[str, Tensor]:
+    def tensors(self, group: str) -> dict[str, Tensor]:
         """The group's tensors by name, those that were saved as one memory as one memory again."""
         file = self.path / f"{group}.safetensors"
         if not file.exists():
             raise UserError(f"{file}: no such file, so this checkpoint is of another kind of run")
-        with safe_open(file, framework="pt", device=device) as opened:
+        with safe_open(file, framework="pt") as opened:
             named = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
         return named | {alias: named[name] for alias, name in aliases.items()}
