@@ -24,6 +24,16 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(autouse=True)
+def hears_all():
+    """Also where these tests run under nohup, or in a shell's background."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 def test_a_worker_ends_with_its_parent(tmp_path) -> None:
     file = tmp_path / "parent.py"
     file.write_text(SCRIPT)
