@@ -470,3 +470,14 @@ def test_instances_and_classes_are_taken_from_python():
 def test_options_are_read_without_importing_torch():
     code = "import sys; from prefopt.losses import options_of; options_of('dpo'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_a_loss_of_ones_own_says_of_its_options_is_said(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Focal:\n    focus: float = 1.0\n"
+        "    def __post_init__(self):\n        if self.focus < 0:\n            raise ValueError('focus is negative')\n"
+        "    def __call__(self, *given):\n        pass\n"
+    )
+    with pytest.raises(UserError, match="Focal: focus is negative"):
+        make_loss(f"{file}:Focal", {"focus": -1.0})

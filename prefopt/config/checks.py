@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prefopt.errors import UserError
 
@@ -28,6 +29,25 @@ class SettingError(UserError):
 def some_data(config: Any) -> None:
     if not config.data:
         raise SettingError("data", "is empty: name at least one file, glob or hub name")
+
+
+def of_their_kind(config: Any) -> None:
+    """Choices are among those there are, switches on or off, counts whole: a command line sees to it, Python does not.
+
+    >>> from prefopt.config import Train
+    >>> Train(model="m", data=("d",), out=None, optimizer="sgd")
+    Traceback (most recent call last):
+    prefopt.config.checks.SettingError: --optimizer must be one of adamw, rmsprop, not 'sgd'
+    """
+    for key, hint in get_type_hints(type(config)).items():
+        value, kinds = getattr(config, key), (*get_args(hint),) if get_origin(hint) is UnionType else (hint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices and value not in (*choices, *([None] if NoneType in kinds else [])):
+            raise SettingError(key, f"must be one of {', '.join(map(str, choices))}, not {value!r}")
+        if kinds == (bool,) and not isinstance(value, bool):
+            raise SettingError(key, f"must be True or False, not {value!r}")
+        if int in kinds and float not in kinds and isinstance(value, float):
+            raise SettingError(key, f"must be a whole number, not {value!r}")
 
 
 def positive(config: object, *keys: str) -> None:

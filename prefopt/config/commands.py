@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from prefopt.config.checks import SettingError, defaults, needs, not_negative, positive, right_seed, some_data
+from prefopt.config.checks import (
+    SettingError,
+    defaults,
+    needs,
+    not_negative,
+    of_their_kind,
+    positive,
+    right_seed,
+    some_data,
+)
 from prefopt.types import Overlong, TrainOn
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -150,6 +159,7 @@ class Training:
     """copy the metrics there too"""
 
     def __post_init__(self) -> None:
+        of_their_kind(self)
         positive(self, "epochs", "max_steps", "batch_size", "tokens_per_microbatch", "learning_rate", "clip")
         positive(self, "max_length", "eval_every", "save_every")
         not_negative(self, "weight_decay", "warmup_steps")

@@ -87,7 +87,10 @@ def make_loss(spec: str | Callable[..., Any], options: Mapping[str, object] | No
 
     values = {name: _convert(name, value, known[name].type) for name, value in given.items()}
     nll_weight = values.pop("nll_weight", 0.0) if _takes_nll_weight(definition) else 0.0
-    loss: Any = definition(**values) if inspect.isclass(definition) else definition
+    try:
+        loss: Any = definition(**values) if inspect.isclass(definition) else definition
+    except (TypeError, ValueError) as error:  # what a loss of the user's own says of its options
+        raise UserError(f"{label}: {error}") from error
     if not isinstance(loss, (*LOSSES.values(), WithNLL, Custom)):
         loss = Custom(loss, label)
     return WithNLL(loss, nll_weight) if nll_weight else loss

@@ -81,8 +81,7 @@ def load_model(
     one answer from each other.
     """
     where = pick_device(device)
-    if classifies(name):
-        raise UserError(f"{name} is a reward model or classifier: it has no head that writes text")
+    must_write(name)
     module = whole(AutoModelForCausalLM.from_pretrained, name, "model", **straight_to(where))
     without_dropout(module)
     lm = LanguageModel(module.to(where), dtype=pick_dtype(dtype, where))
@@ -94,6 +93,12 @@ def load_model(
 def straight_to(where: torch.device) -> dict[str, Any]:
     """How transformers reads weights to a GPU without a copy in the host's memory: with accelerate, where that is."""
     return {"device_map": {"": where}} if where.type == "cuda" and find_spec("accelerate") else {}
+
+
+def must_write(name: str) -> None:
+    """UserError for a model that has another head."""
+    if classifies(name):
+        raise UserError(f"{name} is a reward model or classifier: it has no head that writes text")
 
 
 def classifies(name: str) -> bool:

@@ -6,6 +6,7 @@ puts a start token before it; its chat template is the plain one that HH transcr
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,11 @@ TOKENIZER_FILES = {
 def _tokenizer(config: NewModel) -> Any:
     source = Path(config.tokenizer_from).expanduser()
     if not any((source / name).is_file() for name in TOKENIZER_FILES):
-        return train_tokenizer(texts(config.tokenizer_from), config.vocab or default_vocab(config.parameters))
+        found = texts(config.tokenizer_from)
+        first = next(iter(found), None)
+        if first is None:
+            raise UserError(f"--tokenizer-from {source}: it holds no text to learn a tokenizer from, and no tokenizer")
+        return train_tokenizer(itertools.chain([first], found), config.vocab or default_vocab(config.parameters))
     if config.vocab is not None:
         raise SettingError("vocab", f"has no effect: the tokenizer in {source} is taken as it is")
     tokenizer = load_tokenizer(config.tokenizer_from)

@@ -48,8 +48,9 @@ def sft(*, model: str, data: str | Sequence[str], out: str | Path, **settings: A
 def _config(cls: type, *, out: str | Path, **settings: Any) -> Any:
     """The settings with the types that a command line would give them."""
     for key in ("data", "eval_data", "track"):
-        if isinstance(settings.get(key), str):
-            settings[key] = (settings[key],)
+        if isinstance(settings.get(key), str | Path):
+            settings[key] = (str(settings[key]),)
         elif key in settings:
             settings[key] = tuple(map(str, settings[key]))
+    settings |= {key: str(settings[key]) for key in ("model", "reference") if isinstance(settings.get(key), Path)}
     return cls(out=Path(out), **settings)

@@ -24,6 +24,7 @@ from prefopt.model.load import (
     length_limit,
     load_config,
     load_tokenizer,
+    must_write,
     pick_device,
     pick_dtype,
 )
@@ -62,6 +63,8 @@ class Job:
         if loss.needs_baseline and config.batch_size < 2:
             raise UserError(f"--batch-size 1: {loss} compares each answer with another one of its step, so it needs 2")
         tokenizer = load_tokenizer(config.model)
+        if not isinstance(config, settings.Reward):
+            must_write(config.model)
         reference = getattr(config, "reference", None)
         if reference is not None:
             check_reference(reference, config.model, tokenizer)

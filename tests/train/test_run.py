@@ -531,3 +531,29 @@ def test_rows_and_tree_train_the_same_gpt2(tmp_path, given, monkeypatch):
         if name.endswith("c_attn.bias"):  # a key's bias has no gradient but rounding, which Adam blows up
             tree[name][16:32] = rows[name][16:32] = 0
     assert tiny.apart(tree, rows) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(overlong="cut_prompt"), "--overlong must be one of drop, cut-prompt, cut-response, not 'cut_prompt'"),
+        (dict(optimizer="sgd"), "--optimizer must be one of adamw, rmsprop, not 'sgd'"),
+        (dict(strict="false"), "--strict must be True or False, not 'false'"),
+        (dict(max_steps=1.5), "--max-steps must be a whole number, not 1.5"),
+    ],
+)
+def test_from_python_a_setting_is_held_against_its_kind(given, tmp_path, settings, said):
+    with pytest.raises(UserError) as error:
+        api.train(model=given.model, data=given.pairs, out=tmp_path / "run", **settings)
+    assert said in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_from_python_paths_are_names(given, tmp_path):
+    paths = dict(model=Path(given.model), data=Path(given.pairs), eval_data=[Path(given.rankings)])
+    assert api.train(**paths, out=tmp_path / "run", max_steps=1, reference=Path(given.model))["steps"] == 1
+
+
+def test_a_plan_knows_a_model_that_does_not_write(given, tmp_path, capsys):
+    assert tiny.cli("reward", given.model, given.pairs, tmp_path / "reward", max_steps=2) == 0
+    assert tiny.cli("train", str(tmp_path / "reward" / "model"), given.pairs, tmp_path / "run", dry_run=True) == 2
+    assert "has no head that writes text" in capsys.readouterr().err
