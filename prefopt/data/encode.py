@@ -340,6 +340,9 @@ class Encoder:
     def prepare(self, survey: Survey) -> list[str]:
         """Gives a tokenizer that lacks a chat template a plain one if there are messages; says what holds for all."""
         notes = []
+        if survey.texts and not survey.begun and not self.bare:
+            some = "some prompts" if survey.chats else "prompts"
+            notes.append(f"{some} are text, read as written: only messages go through the model's chat template")
         if self.bare and survey.chats:
             self.tokenizer.chat_template = self.template
             notes.append("the tokenizer has no chat template: a plain one is used, and saved with the model")
