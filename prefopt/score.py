@@ -92,7 +92,7 @@ def _by_reward(config: Score, display: Display, tally: Tally) -> None:
 def _rewarded(usable: Usable, reward: Reward, tally: Tally, nothing: str) -> Iterator[Row]:
     examples = iter(usable)
     while some := list(itertools.islice(examples, AT_ONCE)):
-        answers = [[last_turn(example, response) for response in example.responses] for example in some]
+        answers = [[_said(example, response) for response in example.responses] for example in some]
         pairs = [(e.prompt, answer) for e, those in zip(some, answers, strict=True) for answer in those]
         rewards = iter(reward(pairs))
         for example in some:
@@ -107,7 +107,7 @@ def _rewarded(usable: Usable, reward: Reward, tally: Tally, nothing: str) -> Ite
         raise UserError(nothing)
 
 
-def last_turn(example: Example, response: Response) -> str:
+def _said(example: Example, response: Response) -> str:
     """The text that a reward reads; UserError where there are several turns."""
     content = response.content
     if isinstance(content, str):
