@@ -73,7 +73,8 @@ def _by_policy(config: Score, name: str, display: Display, tally: Tally) -> None
     with resumable("the same command"):
         policy = _figures(config, name, data.examples, display)
         reference = _figures(config, config.reference, data.examples, display) if config.reference else None
-        _write(config.out, _rows(data.examples, policy, reference, config.beta, tally))
+        rows = _rows(data.examples, policy, reference, config.beta, tally)
+        _write(config.out, rows, "what was computed is kept: make room, and run the same command again")
 
 
 def _by_reward(config: Score, display: Display, tally: Tally) -> None:
@@ -84,7 +85,7 @@ def _by_reward(config: Score, display: Display, tally: Tally) -> None:
     reward = load_reward(config.reward, config.dtype, config.device)
     with display.pass_("reward", megabytes(sources), " MB") as advance:
         usable = Usable(sources, advance)
-        _write(config.out, _rewarded(usable, reward, tally, _nothing(config)))
+        _write(config.out, _rewarded(usable, reward, tally, _nothing(config)), "make room, and begin again")
     for text in account([*usable.unread, *usable.odd]):
         display.note(text)
 
@@ -183,15 +184,14 @@ def _check_writable(out: Path | None) -> None:
         raise UserError(f"--out {out}: cannot be written; choose another file")
 
 
-def _write(out: Path | None, rows: Iterable[Row]) -> None:
+def _write(out: Path | None, rows: Iterable[Row], then: str) -> None:
     try:
         with _written(out) if out else nullcontext(sys.stdout) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     except BrokenPipeError:
         raise
     except OSError as error:
-        kept = "what was computed is kept: make room, and run the same command again"
-        raise RunFailed(f"{out or 'stdout'}: cannot be written ({error.strerror}); {kept}") from error
+        raise RunFailed(f"{out or 'stdout'}: cannot be written ({error.strerror}); {then}") from error
 
 
 @contextmanager

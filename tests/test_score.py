@@ -170,5 +170,10 @@ def test_it_is_a_policy_or_a_reward(models, tmp_path, capsys):
     assert "--policy or --reward: name one of them" in capsys.readouterr().err
     assert by_reward("x.py:f", data, tmp_path / "o", "--reference", models[0]) == 2
     assert "--reference has no effect on a --reward" in capsys.readouterr().err
+    assert by_reward("x.py:f", data, tmp_path / "o", "--beta", "2") == 2
+    assert "--beta has no effect on a --reward" in capsys.readouterr().err
+    (tmp_path / "x.py").write_text("def f(pairs):\n    return [0.0 for _ in pairs]\n")
+    assert by_reward(f"{tmp_path / 'x.py'}:f", data, Path("/dev/full")) == 1
+    assert "make room, and begin again" in capsys.readouterr().err  # nothing was kept
     assert by_reward(models[0], data, tmp_path / "o") == 2
     assert "is no sequence classifier" in capsys.readouterr().err and not (tmp_path / "o").exists()

@@ -445,9 +445,9 @@ class Score:
         if (self.policy is None) == (self.reward is None):
             raise SettingError("policy", "or --reward: name one of them, and not both")
         if self.policy is None:
-            for key in ("reference", "max_length", "overlong", "train_on", "tokens_per_microbatch"):
+            for key in ("reference", "beta", "max_length", "overlong", "train_on", "tokens_per_microbatch"):
                 needs(self, key, "has no effect on a --reward, which reads responses in its own way: drop it")
-        if self.reference is None:
+        elif self.reference is None:
             needs(self, "beta", "scales the log-ratio to a reference: add --reference")
 
 
