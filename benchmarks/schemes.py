@@ -14,7 +14,8 @@
 All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU, and in the workload
 ``hh-bf16``, the weights stay in fp32, and what is computed is bf16. TRL gets token ids where it would tokenize;
 nothing else of it is changed, but that it does not hash the weights of its reference, which no figure here counts.
-Before a pass over the reference is timed on a GPU, one batch is computed, for which both compile kernels.
+Before a pass over the reference is timed on a GPU, one batch is computed, for which both compile kernels. prefopt's
+layers are compiled there before that, as in a run that is long enough for it to pay.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
     from prefopt.data.shelf import longest
     from prefopt.losses import DPO
     from prefopt.model.load import load_model
+    from prefopt.model.probe import compile_layers
     from prefopt.train import optimizer
     from prefopt.train.guard import Guard
     from prefopt.train.loop import Hooks, Schedule, TrainingState, cut, repeat, train_step
@@ -92,6 +94,8 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
 
     lm = load_model(str(task.model), task.dtype, task.device, longest(task.examples))
     assert lm.way == "tree", lm.why
+    if task.device == "cuda" and (why := compile_layers(lm, longest(task.examples))):
+        warn(why, stacklevel=2)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
         if task.device == "cuda":

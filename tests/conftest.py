@@ -35,3 +35,21 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PREFOPT_CACHE"] = str(tmp_path_factory.mktemp("prefopt-cache"))
+
+
+@pytest.fixture
+def flexible(monkeypatch):
+    """FlexAttention on a CPU, with its gradient."""
+    import torch
+    from torch.nn.attention import flex_attention
+
+    from prefopt.model import flex
+    from prefopt.model.attention import Tree
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(flex, "takes", lambda query: True)
+    monkeypatch.setattr(flex, "_kernel", lambda query: flex._compiled("aot_eager"))
+    monkeypatch.setattr(Tree, "plan", lambda self, windows, device: [self.block_mask(w, device) for w in windows])
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

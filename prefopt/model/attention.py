@@ -290,5 +290,6 @@ def _forward(module, query, key, value, attention_mask, scaling=None, sliding_wi
     return out.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, _forward)
+# Not compiled with the layer that calls it: what it does hangs on the tree, and its kernel is compiled by itself.
+AttentionInterface.register(NAME, torch.compiler.disable(_forward))
 AttentionMaskInterface.register(NAME, sdpa_mask)

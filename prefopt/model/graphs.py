@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -115,8 +115,7 @@ class Graph:
 
         def forward() -> None:
             nonlocal live
-            with _without_cache():
-                live = body(self.batch)
+            live = body(self.batch)
             self.hidden = live.detach()
 
         def backward() -> None:
@@ -131,17 +130,6 @@ class Graph:
     def load(self, batch: PackedBatch) -> None:
         """``batch`` in place of the one before."""
         torch._foreach_copy_(_inputs(self.batch), _inputs(batch))
-
-
-@contextmanager
-def _without_cache() -> Iterator[None]:
-    """What autocast casts here is a recording's, and nothing outside of it is to find it."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
 
 
 def _inputs(batch: PackedBatch) -> list[Tensor]:

@@ -165,8 +165,17 @@ class LanguageModel:
         return work()
 
     def _hidden(self, batch: PackedBatch, again: int = 0) -> Tensor:
-        with recomputing(self.layers[:again]):
+        self._ready()
+        with recomputing(self.layers[:again]), _without_cache():
             return self.bare.base_model(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+
+    def compile(self, wanted: bool = True, backend: str = "inductor") -> None:
+        """Have torch make kernels, at their first use, of what stands in a layer around its attention; or not.
+
+        Passes without a gradient go as before: each would be kernels of its own.
+        """
+        for layer in self.layers:
+            layer._compiled_call_impl = _where_it_learns(layer, backend) if wanted else None
 
     @contextmanager
     def recorded(self, note: Callable[[str], object]) -> Iterator[None]:
@@ -234,6 +243,27 @@ class LanguageModel:
         if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _where_it_learns(layer: Any, backend: str) -> Callable[..., Any]:
+    """The layer, compiled where there is a gradient. Its batches have many lengths, and none may cost a compilation."""
+    compiled = torch.compile(layer._call_impl, dynamic=True, backend=backend)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else layer._call_impl)(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """What autocast casts is not kept: a recording's is its own, and with a cache layers would be compiled again."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def rows(values: Tensor, at: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,11 @@ class NarrowLinear(nn.Linear):
         kind = input.device.type
         if not torch.is_autocast_enabled(kind) or not self.weight.requires_grad:
             return super().forward(input)
-        return _Product.apply(input, self.weight, self.narrow(torch.get_autocast_dtype(kind)), self.bias)
+        dtype = torch.get_autocast_dtype(kind)
+        # Compiled code can't tell whether a weight has changed; it reads what was made ready before.
+        weight = self._narrow if torch.compiler.is_compiling() else self.narrow(dtype)
+        out = _product(input.to(dtype), weight, self.weight)
+        return out if self.bias is None else out + self.bias.to(dtype)
 
     def narrow(self, dtype: torch.dtype) -> Tensor:
         """The weight as it is now, in ``dtype``; always in the same place. What changes ``weight.data`` goes unseen."""
@@ -39,14 +44,15 @@ class NarrowLinear(nn.Linear):
         if self._of != now:
             self._narrow.copy_(self.weight.detach())
             self._of = now
+            _wide[self._narrow.data_ptr()] = cast(nn.Parameter, self.weight)
         return self._narrow
 
 
 def narrow(modules: Iterable[nn.Module]) -> list[NarrowLinear]:
     """Make the linear layers within ``modules`` narrow ones; not those that are of a kind of their own.
 
-    A weight's later gradients come past autograd: past its hooks, which data parallelism would need, and past
-    ``torch.autograd.grad`` where there is a ``.grad`` already.
+    A weight's gradient goes to its ``.grad`` past autograd: past hooks, which data parallelism would need, and past
+    ``torch.autograd.grad``.
     """
     _tell_of_updates()
     made = [part for module in modules for part in module.modules() if type(part) in (nn.Linear, NarrowLinear)]
@@ -65,39 +71,61 @@ def _tell_of_updates() -> None:
     register_optimizer_step_post_hook(changed)
 
 
-class _Product(torch.autograd.Function):
-    """x W' + b. The first gradient of W is autograd's to keep; each later one is added to it where it lies."""
+_wide: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
+"""the weight whose narrow one lies at an address: what is compiled hands on tensors, not who they are"""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.to(narrow.dtype)
-        ctx.save_for_backward(x, narrow)
-        ctx.weight = weight
-        return F.linear(x, narrow, None if bias is None else bias.to(narrow.dtype))
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow = ctx.saved_tensors
-        d_x = upstream @ narrow if ctx.needs_input_grad[0] else None
-        rows, x = (part.reshape(-1, part.shape[-1]) for part in (upstream, x))
-        d_weight, d_bias = None, rows.sum(0, dtype=torch.float32) if ctx.needs_input_grad[3] else None
-        if ctx.needs_input_grad[1]:
-            if ctx.weight.grad is None:
-                d_weight = _product(rows.T, x)
-            else:
-                _add_product(ctx.weight.grad, rows.T, x)
-        return d_x, d_weight, None, d_bias
+# An operation of its own, which torch.compile leaves as it is, and so leaves alone what it does to gradients.
+
+
+@torch.library.custom_op("prefopt::product", mutates_args=())
+def _product(x: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
+    """x W' [..., out] of ``narrow`` [out, in]; ``weight``, of which that is a copy, is told its gradient."""
+    return F.linear(x, narrow)
+
+
+@torch.library.custom_op("prefopt::product_backward", mutates_args=())
+def _product_backward(upstream: Tensor, x: Tensor, narrow: Tensor) -> Tensor:
+    """The gradient of x; that of the weight is added to what is there, in float32."""
+    weight = _wide[narrow.data_ptr()]
+    rows, x = upstream.reshape(-1, upstream.shape[-1]).T, x.reshape(-1, x.shape[-1])
+    if weight.grad is None:
+        weight.grad = _wide_product(rows, x)
+    else:
+        _add_wide_product(weight.grad, rows, x)
+    return upstream @ narrow
+
+
+@_product.register_fake
+def _(x: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], narrow.shape[0])
+
+
+@_product_backward.register_fake
+def _(upstream: Tensor, x: Tensor, narrow: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, narrow, _ = inputs
+    ctx.save_for_backward(x, narrow)
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    return _product_backward(upstream, *ctx.saved_tensors), None, None
+
+
+_product.register_autograd(_backward, setup_context=_keep)
 
 
 # In float32, of what is narrower; torch has such products for GPUs only.
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
-def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+def _add_wide_product(to: Tensor, a: Tensor, b: Tensor) -> None:
     if a.is_cuda:
         torch.addmm(to, a, b, out_dtype=torch.float32, out=to)
     else:

@@ -21,6 +21,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.2, torc
 model; in bfloat16 the layouts differ by rounding, so the bar is that of rounding."""
 MOST = 0.5
 """nats: the bar of a tree where a model's own rounding is large, twice which it is"""
+COMPILED_AT = 2048
+"""tokens: a compiler chooses its kernels by the batch that it sees first"""
+LOST = 0.25
+"""of a weight's gradient: more than rounding, and what a compiler that leaves something out would be off by"""
 
 
 def probe(lm: LanguageModel, longest: int = 64, learns: bool = False) -> None:
@@ -66,9 +70,45 @@ def rounding(lm: LanguageModel, examples: list[Encoded], narrow: torch.Tensor) -
 
 def learn(lm: LanguageModel, examples: list[Encoded]) -> None:
     """A backward pass to the first layer, in the least memory: its kernels are others than those of a forward pass."""
-    parameters = [p for layer in lm.layers for p in layer.parameters() if p.requires_grad]
+    parameters = trained(lm)
     if parameters:
-        torch.autograd.grad(lm.logprobs(lm.pack(examples), room=1).sum.sum(), parameters[0])
+        lm.logprobs(lm.pack(examples), room=1).sum.sum().backward(inputs=parameters[:1])
+    lm.module.zero_grad()
+
+
+def compile_layers(lm: LanguageModel, longest: int) -> str:
+    """Compile the layers of ``lm``, which is read as a tree; why not, where they don't give and learn what they did."""
+    examples = random_examples(lm, longest, COMPILED_AT)
+    before = learnt(lm, examples)
+    lm.compile()
+    try:
+        token, gradient = (now - then for now, then in zip(learnt(lm, examples), before, strict=True))
+    except Exception as error:  # whatever a compiler raises
+        log.debug("compiling", exc_info=True)
+        problem = f"{type(error).__name__}: {' '.join(str(error).split()[:24])}"
+    else:
+        far, lost = float(token.abs().max()), float((gradient.abs() / (before[1] + before[1].mean())).max())
+        problem = f"log-probs would differ by up to {far:.2g} nats" if far > TOLERANCE[lm.dtype] else ""
+        problem = problem or (f"a gradient would differ by {lost:.0%}" if lost > LOST else "")
+    if problem:
+        lm.compile(wanted=False)
+        return f"the layers of {type(lm.bare).__name__} are not compiled, so a step takes longer: {problem}"
+    return ""
+
+
+def learnt(lm: LanguageModel, examples: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N] token log-probs, and [W] the norm of the gradient of each weight in the layers that is trained."""
+    token = lm.logprobs(lm.pack(examples)).token
+    assert token is not None
+    token.sum().backward()
+    norms = [torch.zeros(()) if p.grad is None else p.grad.norm().cpu() for p in trained(lm)]
+    lm.module.zero_grad()
+    return token.detach(), torch.stack(norms)
+
+
+def trained(lm: LanguageModel) -> list[torch.nn.Parameter]:
+    """The weights in the layers that learn."""
+    return [p for layer in lm.layers for p in layer.parameters() if p.requires_grad]
 
 
 @torch.no_grad()
@@ -86,8 +126,8 @@ def one_at_a_time(lm: LanguageModel, examples: list[Encoded]) -> torch.Tensor:
     return torch.cat(out)
 
 
-def random_examples(lm: LanguageModel, longest: int) -> list[Encoded]:
-    """Two prompts with three responses each, of random tokens: branches, shared beginnings, several depths."""
+def random_examples(lm: LanguageModel, longest: int, tokens_in_all: int = 0) -> list[Encoded]:
+    """Two prompts or more with three responses each, of random tokens: branches, shared beginnings, several depths."""
     config = lm.bare.config.get_text_config()
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
     enough = 24 if lm.device.type == "cpu" else 150  # a GPU's kernel goes by blocks of 128
@@ -104,4 +144,4 @@ def random_examples(lm: LanguageModel, longest: int) -> list[Encoded]:
             tokens(n), responses, tuple(np.ones(len(r), bool) for r in responses), (None,) * 3, "probe", "", ""
         )
 
-    return [example(prompt), example(20)]
+    return [*(example(prompt) for _ in range(max(1, tokens_in_all // prompt))), example(20)]

@@ -184,17 +184,16 @@ class Job:
     def description(self) -> str:
         """What ``--dry-run`` prints: what would be done, and what it would need."""
         config, schedule = self.config, self.schedule
-        per_epoch = sum(map(sum, each(self.data.train, "lengths")))
-        epochs = schedule.steps * schedule.batch_size / len(self.data.train)
         held_out = f", {len(self.data.held_out):,} held out" if self.data.held_out else ""
         memory = size(self.running() + self.memory())
+        epochs = counted(self.epochs, "epoch")
         longest = f"{self.data.longest:,} of at most {config.max_length or 'any'}"
         rows = {
             "model": f"{config.model}, {size(self.parameters)} parameters",
             "method": f"{self.method}  {self.loss}",
             "data": f"{counted(len(self.data.train), 'example')} to train on{held_out}",
-            "tokens": f"{per_epoch:,} an epoch; longest sequence {longest}",
-            "steps": f"{schedule.steps:,} of {counted(schedule.batch_size, 'example')} ({counted(epochs, 'epoch')})",
+            "tokens": f"{self.tokens_an_epoch:,} an epoch; longest sequence {longest}",
+            "steps": f"{schedule.steps:,} of {counted(schedule.batch_size, 'example')} ({epochs})",
             "learning rate": f"{schedule.peak:g}, {counted(schedule.warmup, 'step')} of warm-up, then {schedule.decay}",
             "memory": f"about {memory}B, with {config.tokens_per_microbatch:,} tokens at once",
             "writes": str(self.out),
@@ -206,6 +205,20 @@ class Job:
         layers = getattr(load_config(self.config.model).get_text_config(), "num_hidden_layers", 1)
         kept = max(self.config.tokens_per_microbatch or 0, recompute.at_least(self.data.longest, layers))
         return self.held() + kept * self.bytes_a_token
+
+    @property
+    def tokens_an_epoch(self) -> int:
+        return sum(map(sum, each(self.data.train, "lengths")))
+
+    @property
+    def epochs(self) -> float:
+        return self.schedule.steps * self.schedule.batch_size / len(self.data.train)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it pays to compile the model's layers."""
+        device = pick_device(self.config.device)
+        return defaults.pays_to_compile(device, self.parameters, round(self.epochs * self.tokens_an_epoch))
 
     def running(self) -> int:
         """Bytes of Python, torch and the data on a CPU, where they share the memory."""

@@ -14,6 +14,7 @@ from prefopt import losses
 from prefopt.display import Display
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
+from prefopt.model.probe import compile_layers
 from prefopt.train import evidence, optimizer, outcome
 from prefopt.train.checkpoint import Checkpoint
 from prefopt.train.guard import Guard
@@ -58,8 +59,8 @@ def objective(job: Job, display: Display) -> Objective:
     """The model and, where the loss compares with a reference, the reference's figures for all data."""
     config = job.config
     lm = load_model(config.model, config.dtype, config.device, job.data.longest, learns=True)
-    if lm.why:
-        display.note(lm.why)
+    if why := lm.why or (compile_layers(lm, job.data.longest) if job.compiles else ""):
+        display.note(why)
     assert config.tokens_per_microbatch is not None
     made = Objective(job.loss, lm, None, config.tokens_per_microbatch, longest=job.data.longest)
     return reference_sums(job, made, display) if job.loss.needs_reference else made

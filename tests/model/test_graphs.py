@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention import flex_attention
 
-from prefopt.model import flex, graphs
+from prefopt.model import graphs
 from prefopt.model.attention import Tree
 from prefopt.model.graphs import filled
 from prefopt.model.language_model import LanguageModel
@@ -66,18 +65,6 @@ def steps(lm: LanguageModel, seeds=range(4)):
         told.append(logps.token.detach().clone())
         del logps
     return told, [p.grad.clone() for p in lm.module.parameters()]
-
-
-@pytest.fixture
-def flexible(monkeypatch):
-    """FlexAttention on a CPU, with its gradient."""
-    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(flex, "takes", lambda query: True)
-    monkeypatch.setattr(flex, "_kernel", lambda query: flex._compiled("aot_eager"))
-    monkeypatch.setattr(Tree, "plan", lambda self, windows, device: [self.block_mask(w, device) for w in windows])
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "qwen3"])

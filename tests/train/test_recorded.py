@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from prefopt.model import graphs
 from prefopt.model.graphs import Graphs
 from prefopt.model.language_model import LanguageModel
-from tests.model.test_graphs import flexible, imitated  # noqa: F401  a fixture
+from prefopt.train import defaults
+from tests.model.test_graphs import imitated
 from tests.train import tiny
 
 
@@ -44,7 +46,7 @@ def kept(monkeypatch):
     [{}, {"loss": "kto"}, {"tokens_per_microbatch": 60}, {"tokens_per_microbatch": 24}],
     ids=["dpo", "kto", "several micro-batches", "some recomputed"],
 )
-def test_a_run_is_the_same(wide, tmp_path, flexible, request, monkeypatch, settings):  # noqa: F811
+def test_a_run_is_the_same(wide, tmp_path, flexible, request, monkeypatch, settings):
     monkeypatch.setattr(graphs, "BLOCK", 8)
     settings = settings | dict(eval_fraction=0.25, batch_size=4, learning_rate=1e-3, eval_every=3, max_steps=6)
     assert tiny.cli("train", wide.model, wide.pairs, tmp_path / "plain", **settings) == 0
@@ -59,7 +61,32 @@ def test_a_run_is_the_same(wide, tmp_path, flexible, request, monkeypatch, setti
     assert tiny.apart(tiny.weights(tmp_path / "run"), tiny.weights(tmp_path / "plain")) < 1e-4
 
 
-def test_what_needs_their_memory_gets_it(wide, tmp_path, flexible, kept, monkeypatch, capsys):  # noqa: F811
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_microbatch": 24}], ids=["whole", "some recomputed"])
+def test_a_run_with_compiled_layers_is_the_same(wide, tmp_path, monkeypatch, settings):
+    settings = settings | dict(eval_fraction=0.25, batch_size=4, learning_rate=1e-3, eval_every=3, max_steps=6)
+    assert tiny.cli("train", wide.model, wide.pairs, tmp_path / "plain", **settings) == 0
+    asked, compile = [], LanguageModel.compile
+    monkeypatch.setattr(defaults, "pays_to_compile", lambda *run: asked.append(run) or True)
+    monkeypatch.setattr(LanguageModel, "compile", lambda lm, wanted=True: compile(lm, wanted, "aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    assert tiny.cli("train", wide.model, wide.pairs, tmp_path / "run", **settings) == 0
+    assert counters["stats"]["unique_graphs"] >= 4
+    [(device, parameters, tokens)] = asked
+    assert device.type == "cpu" and parameters == sum(w.numel() for w in tiny.weights(tmp_path / "run").values())
+    assert tokens > 6 * 4 * 10  # steps of four pairs
+    for ours, theirs in zip(tiny.metrics(tmp_path / "run"), tiny.metrics(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert tiny.apart(tiny.weights(tmp_path / "run"), tiny.weights(tmp_path / "plain")) < 1e-4
+
+
+def test_layers_are_compiled_where_a_gpu_has_enough_to_do():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not defaults.pays_to_compile(cpu, 7 * 10**9, 10**9)
+    assert defaults.pays_to_compile(gpu, 7 * 10**9, 10**6) and not defaults.pays_to_compile(gpu, 5 * 10**8, 10**6)
+
+
+def test_what_needs_their_memory_gets_it(wide, tmp_path, flexible, kept, monkeypatch, capsys):
     """Three times; then there are none any more, which is said."""
     hidden, failed = LanguageModel._hidden, []
 
