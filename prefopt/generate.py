@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.model.language_model import LanguageModel
@@ -69,12 +70,7 @@ class TransformersGenerator:
                 raise UserError(f"{name} cannot be {getattr(self, name)}")
 
     def __call__(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
-        found = self.ids(self.encoder.prompts(prompts), n)
-        return [[self.text(ids) for ids in of_prompt] for of_prompt in found]
-
-    def text(self, ids: np.ndarray) -> str:
-        """What a person reads: without control tokens."""
-        return self.encoder.tokenizer.decode(ids, skip_special_tokens=True)
+        return decoded(self.encoder, prompts, self.ids(self.encoder.prompts(prompts), n))
 
     def ids(self, prompts: Sequence[np.ndarray], n: int = 1) -> list[list[np.ndarray]]:
         """Ids of prompts (``Encoder.prompts``) -> ``n`` int32 arrays each, the end token included where it came."""

@@ -4,6 +4,7 @@ One JSON object for each response, in the order of the prompts, which prefopt re
 
     {"prompt": "2+2=", "completion": " 4", "ended": true, "reward": 0.7, "source": "prompts.jsonl:1"}
 
+To messages the completion is the content of the answer's message, without what the chat template writes around it.
 ``ended``: it came to its end, not to --max-new-tokens. The settings stand beside the file, in ``out.jsonl.yaml``.
 Prompts are answered a group at a time, each group with a seed of its own, and a group is written as a whole: a run
 that was stopped and continued writes what one that was not stopped writes.
@@ -24,6 +25,7 @@ import yaml
 from prefopt import config as settings
 from prefopt.alone import alone_with
 from prefopt.config import Sample
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.data.prompts import prompts, tell_of_text
 from prefopt.display import Display
@@ -152,7 +154,9 @@ def _model(config: Sample, asked: Sequence[Example], note: Callable[[str], objec
     def draw(some: Sequence[Prompt], n: int, first: int) -> list[list[Sampled]]:
         seeded = dataclasses.replace(generator, seed=config.seed * 1_000_003 + first)
         found = seeded.ids(encoder.prompts(some, survey), n)
-        return [[Sampled(seeded.text(ids), seeded.is_whole(ids)) for ids in of_prompt] for of_prompt in found]
+        texts = decoded(encoder, some, found)
+        ended = [map(seeded.is_whole, of_prompt) for of_prompt in found]
+        return [list(map(Sampled, *of_prompt)) for of_prompt in zip(texts, ended, strict=True)]
 
     return draw
 

@@ -129,6 +129,13 @@ class Rendered:
     findings: list[tuple[str, str]] = field(default_factory=list)
 
 
+class Around(NamedTuple):
+    """What a chat template writes around the content of an answer: behind its generation prompt, and before the end."""
+
+    lead: str = ""
+    trail: str = ""
+
+
 class Unusable(Exception):
     """This example cannot be rendered; the arguments are kind and message of a Finding."""
 
@@ -145,6 +152,23 @@ class Renderer:
     def render(self, index: int, example: Example) -> Rendered:
         """Raises Unusable where the template refuses the conversation or leaves the answer out."""
         return self._chat(index, example) if example.is_chat else self._text(index, example)
+
+    def around(self, example: Example) -> Around:
+        """What an answer to this prompt stands in: nothing where that is text, or the template refuses an answer."""
+        if not example.is_chat:
+            return Around()
+        assert isinstance(example.prompt, tuple)
+        content = self.controls.gap  # which is neither in the prompt nor trimmed
+        try:
+            before = self._apply(example.prompt, True)
+            full = self._apply((*example.prompt, Message("assistant", content)), False)
+        except Unusable:
+            return Around()
+        before_it, found, behind_it = full.rpartition(content)
+        if not found:
+            return Around()
+        lead = before_it.removeprefix(before) if before_it.startswith(before) else ""
+        return Around(lead, self.controls.genuine.split(behind_it, 1)[0])
 
     def _text(self, index: int, example: Example) -> Rendered:
         texts = [str(example.prompt), *(str(r.content) for r in example.responses)]

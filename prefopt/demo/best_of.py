@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.demo.account import Row, point
 from prefopt.demo.world import World
@@ -26,7 +27,7 @@ def draw(world: World, model: Path, seed: int, n: int = DRAWS) -> list[np.ndarra
     longest = world.responses.shape[1] + 1
     generator = TransformersGenerator(lm, encoder, max_new_tokens=longest, batch_size=512, seed=seed)
     drawn = generator.ids(encoder.prompts(world.prompts), n)
-    texts = [[generator.text(ids) for ids in of_prompt if generator.is_whole(ids)] for of_prompt in drawn]
+    texts = decoded(encoder, world.prompts, [list(filter(generator.is_whole, of_prompt)) for of_prompt in drawn])
     return [np.array([world.index[text] for text in of_prompt if text in world.index]) for of_prompt in texts]
 
 

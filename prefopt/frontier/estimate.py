@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.generate import Prompt, TransformersGenerator
@@ -151,9 +152,6 @@ def measure(
 
 def rewards(drawn: Sequence[Encoded], texts: Mapping[str, Prompt], encoder: Encoder, reward: Reward) -> list[float]:
     """Of all responses in their order; ``texts``: what each prompt reads, by its key, since a reward reads text."""
-    pairs = [
-        (texts[example.prompt_key], encoder.tokenizer.decode(response, skip_special_tokens=True))
-        for example in drawn
-        for response in example.responses
-    ]
-    return reward(pairs)
+    prompts = [texts[example.prompt_key] for example in drawn]
+    answers = decoded(encoder, prompts, [example.responses for example in drawn])
+    return reward([(prompt, said) for prompt, of_prompt in zip(prompts, answers, strict=True) for said in of_prompt])

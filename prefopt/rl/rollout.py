@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefopt.data.decode import decoded
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.rl.ppo import entropy
@@ -77,7 +78,9 @@ class Cast:
         """``samples`` responses to each prompt, drawn by ``generator`` and scored by everyone."""
         drawn = generator.ids([example.prompt for example in asked], samples)
         examples = [_answered(example, ids) for example, ids in zip(asked, drawn, strict=True)]
-        responses = [(self.texts[e.prompt_key], generator.text(ids)) for e in examples for ids in e.responses]
+        prompts = [self.texts[example.prompt_key] for example in examples]
+        texts = decoded(generator.encoder, prompts, drawn)
+        responses = [(prompt, said) for prompt, of_prompt in zip(prompts, texts, strict=True) for said in of_prompt]
         device = self.policy.device
         ids = [ids for example in examples for ids in example.responses]
         length = torch.tensor([len(r) for r in ids], device=device)

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed
 from prefopt.generate import TransformersGenerator
@@ -72,8 +73,9 @@ def write_samples(
     if not asked:
         return
     generator = TransformersGenerator(lm, encoder, temperature=0, max_new_tokens=SAMPLE_TOKENS)
-    try:
-        answers = [generator.text(ids) for (ids,) in generator.ids([unit.prompt for unit in asked])]
+    prompts = [_text(encoder.tokenizer, unit.prompt)[-TEXT:] for unit in asked]
+    try:  # a prompt is shown as the model read it, as text, and an answer goes on from there
+        answers = decoded(encoder, prompts, generator.ids([unit.prompt for unit in asked]))
     except Exception as error:  # whatever an architecture's own code may raise
         logging.getLogger(__name__).warning(
             "no samples: the model cannot generate (%s: %s)", type(error).__name__, error
@@ -81,8 +83,7 @@ def write_samples(
         return
     known = {row["key"]: row for row in _read(file)} if when == "after" else {}
     rows = []
-    for unit, answer in zip(asked, answers, strict=True):
-        prompt = _text(encoder.tokenizer, unit.prompt)[-TEXT:]
+    for unit, prompt, (answer,) in zip(asked, prompts, answers, strict=True):
         row = known.get(unit.prompt_key, {"source": unit.source, "key": unit.prompt_key, "prompt": prompt})
         rows.append({**row, when: answer[:TEXT]})
     _write(file, rows)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.frontier.estimate import Sampling, choose, estimate, measure, rewards
+from prefopt.generate import Prompt
 from prefopt.model.load import load_tokenizer
 from prefopt.rl.rewards import identity, load_reward
 from prefopt.types import Encoded, Message
@@ -121,5 +122,13 @@ def test_what_an_estimate_depends_on(tmp_path):
 
 def test_a_reward_reads_what_was_written(encoder):
     chat = (Message("user", "the cat"),)
-    drawn = [example([5, 6], list(encoder.prompts(["sat"])[0]))]
-    assert rewards(drawn, {"p": chat}, encoder, load_reward(lambda pairs: [pairs == [(chat, "sat")]])) == [1.0]
+    drawn = [example([5, 6], list(encoder.prompts([said])[0][1:])) for said in ("sat", " sat")]
+    seen: list[tuple[Prompt, str]] = []
+
+    def reward(pairs):
+        seen.extend(pairs)
+        return [0.0] * len(pairs)
+
+    for prompt in (chat, "the cat"):
+        rewards(drawn, {"p": prompt}, encoder, reward)
+    assert seen == [(chat, "sat"), (chat, "sat"), ("the cat", "sat"), ("the cat", " sat")]
