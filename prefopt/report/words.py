@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefopt.report.read import Run
 from prefopt.terminal import counted
-from prefopt.train.table import Figures, accuracy, undecided
+from prefopt.train.table import Figures, accuracy, meaningful
 
 LISTED = 5
 """names of runs in a sentence"""
@@ -95,4 +95,4 @@ def _listed(names: Sequence[str]) -> str:
 
 def prefers(figures: Figures) -> bool:
     """Whether an accuracy means anything: it does not while policy and reference are the same model."""
-    return "rewards/accuracies" in figures and not undecided(figures)
+    return "rewards/accuracies" in meaningful(figures)

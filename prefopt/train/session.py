@@ -34,6 +34,7 @@ from prefopt.train.guard import Guard
 from prefopt.train.job import Job, check_folder
 from prefopt.train.loop import Hooks
 from prefopt.train.metrics import MetricsFile
+from prefopt.train.table import meaningful
 from prefopt.train.track import Trackers
 
 
@@ -169,8 +170,9 @@ class Recorder:
         self.display.step(step, values)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        self.file.write(step, split, values)
-        self.trackers.log(step, split, values)
+        told = meaningful(values)
+        self.file.write(step, split, told)
+        self.trackers.log(step, split, told)
 
     def pause(self, step: int) -> None:
         """Ends the run if a signal asked for it, with all saved."""

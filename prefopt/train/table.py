@@ -16,6 +16,17 @@ def undecided(figures: Figures) -> bool:
     return abs(figures.get("rewards/margins", 1.0)) < NO_PREFERENCE
 
 
+def meaningful(figures: Figures) -> Figures:
+    """Without the accuracy, and its interval, where there is none yet; here alone it is decided.
+
+    >>> meaningful({"rewards/accuracies": 0.0, "rewards/margins": 0.0})
+    {'rewards/margins': 0.0}
+    """
+    if not undecided(figures):
+        return figures
+    return {name: value for name, value in figures.items() if not name.startswith("rewards/accuracies")}
+
+
 def accuracy(figures: Figures) -> str:
     """
     >>> accuracy({"rewards/accuracies": 0.845, "rewards/accuracies_low": 0.767, "rewards/accuracies_high": 0.917})
@@ -58,6 +69,7 @@ def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
     """A label, and a cell for each column."""
+    columns = [meaningful(figures) for figures in columns]  # of runs that wrote all of them, too
     rows = []
     for label, name, form in ROWS:
         if any(name in figures for figures in columns):
@@ -69,12 +81,10 @@ def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
 
 
 def _cell(figures: Figures, name: str, form: str) -> str:
-    if name not in figures or (name == "rewards/accuracies" and undecided(figures)):
-        return "–"
-    return format(figures[name], form)
+    return format(figures[name], form) if name in figures else "–"
 
 
 def _interval(figures: Figures) -> str:
-    if "rewards/accuracies_low" not in figures or undecided(figures):
+    if "rewards/accuracies_low" not in figures:
         return "–"
     return f"{figures['rewards/accuracies_low']:.3f}–{figures['rewards/accuracies_high']:.3f}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.train.table import Figures, accuracy, undecided
+from prefopt.train.table import Figures, accuracy, meaningful
 
 DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
 """fall of the chosen responses' log-probability that counts: above both, since a tenth of a short answer's is noise"""
@@ -209,20 +209,21 @@ def held_out_loss_rose(run: Run) -> str | None:
 
 
 def nothing_learned(run: Run) -> str | None:
-    after = [figures for figures in (run.training, run.held_out) if "rewards/accuracies" in figures]
-    near = [abs(figures["rewards/accuracies"] - 0.5) < NOTHING_LEARNED or undecided(figures) for figures in after]
-    if after and all(near):
-        shown = " and ".join(f"{figures['rewards/accuracies']:.3f}" for figures in after)
+    after = [meaningful(figures) for figures in (run.training, run.held_out) if "rewards/margins" in figures]
+    known = [figures["rewards/accuracies"] for figures in after if "rewards/accuracies" in figures]
+    if after and all(abs(share - 0.5) < NOTHING_LEARNED for share in known):
+        shown = " and ".join(f"{share:.3f}" for share in known)
+        found = f"accuracy {shown}, where a coin gives 0.5" if known else "the margins are still 0"
         _, before, now = run.judged
         rose = now.get("loss", 0.0) > before.get("loss", math.inf)
         do = "the loss rose, so lower --learning-rate" if rose else "raise --learning-rate or --epochs"
-        return f"Nothing was learned: accuracy {shown}, where a coin gives 0.5; {do}."
+        return f"Nothing was learned: {found}; {do}."
     return None
 
 
 def preference_reversed(run: Run) -> str | None:
     name, _, after = run.judged
-    if after.get("rewards/accuracies_high", 1.0) < 0.5 and not undecided(after):
+    if meaningful(after).get("rewards/accuracies_high", 1.0) < 0.5:
         return (
             f"The model prefers the rejected responses: {name} accuracy {accuracy(after)}; "
             "check that chosen and rejected are not swapped."

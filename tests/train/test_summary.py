@@ -158,6 +158,11 @@ def _rendered(results, **options):
     return file.getvalue()
 
 
+def test_a_run_that_stayed_at_its_reference_learned_nothing():
+    (said,) = [text for text in _warnings(START, START) if "Nothing was learned" in text]
+    assert "the margins are still 0" in said and "coin" not in said
+
+
 def test_rendered_for_a_pipe_one_sentence_is_one_line():
     text = _rendered(NO_HELD_OUT, width=80)
     assert "\x1b" not in text and "  95 % interval" in text
