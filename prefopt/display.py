@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from prefopt.progress import Advance
-from prefopt.terminal import counted, duration, printable, size
+from prefopt.terminal import console, counted, duration, printable, size
 from prefopt.train.metrics import peak_memory
 from prefopt.train.table import undecided
 
@@ -91,8 +91,7 @@ class Display:
         self._start = self._step = start
         self._first: tuple[int, float] | None = None  # the first step seen, and when
         self._clock, self._memory = clock, memory
-        # soft_wrap: a plain line is one line, however narrow the reader's window is taken to be.
-        self._console = Console(file=file, force_terminal=terminal, highlight=False, soft_wrap=not terminal)
+        self._console = console(file, terminal)
         self._began = clock()
         self._lines = Pacing(self._began)
         self._bars = Progress(

@@ -4,9 +4,10 @@ import re
 import sys
 
 import pytest
+from rich.table import Table
 
 from prefopt.display import Display, Pacing
-from prefopt.terminal import printable
+from prefopt.terminal import console, printable
 
 VALUES = {"loss": 0.5, "rewards/accuracies": 0.75, "rewards/margins": 0.1, "tokens_per_second": 9812.0}
 HOSTILE = "[bold red]x[/bold red] [/nope] \x1b[2J\x1b]0;title\x07 \u202e \x9b31m"
@@ -150,6 +151,19 @@ def test_no_terminal_is_assumed_where_there_is_none(monkeypatch):
     assert Display(1, "x", file=Tty()).terminal and not Display(1, "x", file=io.StringIO()).terminal
     monkeypatch.setenv("TERM", "dumb")
     assert not Display(1, "x", file=Tty()).terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_are_wrapped_on_a_terminal_alone(terminal, monkeypatch):
+    """As what reads a pipe, such as grep, wants it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = console(io.StringIO(), terminal)
+    table = Table()
+    table.add_row("cell " * 40, "another " * 40)
+    screen.print("a sentence " * 40, table, sep="\n")
+    lines = screen.file.getvalue().splitlines()
+    assert any("a sentence " * 30 in line for line in lines) == (not terminal)
+    assert any("cell " * 30 in line and "another " * 30 in line for line in lines) == (not terminal)
 
 
 def test_printable_keeps_what_people_write():

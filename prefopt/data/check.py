@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import xxhash
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +29,7 @@ from prefopt.data.mix import Source, open_sources
 from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
-from prefopt.terminal import counted, printable
+from prefopt.terminal import console, counted, printable
 from prefopt.types import Content, Example, Finding, Overlong, TrainOn, comparisons
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def render(report: Report) -> Group:
     """The report for a screen: counts, layout and one example, lengths, truncation, findings by kind."""
     parts: list[Any] = [Text(_counts(report.counts), style="bold")]
     parts += [Text(printable(line)) for line in (*report.layouts, *report.notes)]
-    parts.append(Panel(_shown(report.sample), title="one example", title_align="left"))
+    parts.append(Panel.fit(_shown(report.sample), title="one example", title_align="left"))
     if report.lengths:
         parts.append(_table("tokens", list(QUANTILES), {k: list(v.values()) for k, v in report.lengths.items()}))
     if report.cuts:
@@ -288,9 +288,7 @@ def run(config: Check) -> None:
     if config.json:
         print(to_json(report))
     else:
-        console = Console(highlight=False)
-        console.width = console.width if console.is_terminal else 120
-        console.print(render(report))
+        console().print(render(report))
     if config.strict and report.findings:
         raise UserError(
             f"{counted(len(report.findings), 'finding')} in {', '.join(config.data)}; --strict refuses such data"

@@ -23,7 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.terminal import counted, printable
+from prefopt.terminal import NO_WINDOW, console, counted, printable
 from prefopt.train.table import Figures, accuracy, table_rows
 from prefopt.train.warnings import WARNINGS, Run
 
@@ -118,22 +118,20 @@ def _table(columns: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def render(summary: Summary, results: Mapping[str, Any], console: Console | None = None) -> None:
+def render(summary: Summary, results: Mapping[str, Any], screen: Console | None = None) -> None:
     """Print the table and the words, to stdout unless told otherwise."""
-    console = console or Console(highlight=False)
+    screen = screen or console()
     header, rows = table_rows(results)
     if rows:
         labels, *columns = zip(header, *rows, strict=True)
         for beside in (4, 2, 1):  # as many columns as the window is wide for
             starts = range(0, len(columns), beside)
             tables = [_table([labels, *columns[i : i + beside]]) for i in starts]
-            room = console.options.update_width(1000)
-            if all(Measurement.get(console, room, table).minimum <= console.width for table in tables):
+            room = screen.options.update_width(NO_WINDOW)
+            if all(Measurement.get(screen, room, table).minimum <= screen.width for table in tables):
                 break
-        console.print(*tables)
-    # Where no one's window sets the width, one sentence is one line, to be found by grep.
+        screen.print(*tables)
     for line in summary.lines:
-        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
+        screen.print(Text(printable(line)))
     for warning in summary.warnings:
-        text = Text.assemble(("warning: ", "bold yellow"), printable(warning))
-        console.print(text, soft_wrap=not console.is_terminal)
+        screen.print(Text.assemble(("warning: ", "bold yellow"), printable(warning)))

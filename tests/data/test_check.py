@@ -175,6 +175,9 @@ def test_the_command(file, tmp_path, capsys):
     name = file(chat(), chat("</s>"))
     assert main(["check", name, "--model", "tokenizer", "--max-length", "64"]) == 0
     assert "prefs.jsonl:2" in capsys.readouterr().out
+    long = file(chat(), chat("</s>"), name=f"{'prefs' * 30}.jsonl")
+    assert main(["check", long, "--model", "tokenizer"]) == 0
+    assert f"  {long}:2: a message holds '</s>', which stays text" in capsys.readouterr().out.splitlines()
     assert main(["check", name, "--model", "tokenizer", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["rows"] == 2
     assert main(["check", name, "--model", "tokenizer", "--strict"]) == 2

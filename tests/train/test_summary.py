@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prefopt.losses import Unlikelihood, WithNLL
 from prefopt.rl.reward_model import RewardLoss
+from prefopt.terminal import console
 from prefopt.train.outcome import length_correlation, with_interval
 from prefopt.train.summary import Summary, render, summarize
 from prefopt.train.table import table_rows
@@ -154,7 +155,7 @@ def test_table_shows_what_there_is_and_no_accuracy_where_there_was_no_preference
 
 def _rendered(results, **options):
     file = io.StringIO()
-    render(summarize([], results), results, Console(file=file, highlight=False, **options))
+    render(summarize([], results), results, Console(file=file, **options) if options else console(file))
     return file.getvalue()
 
 
@@ -164,7 +165,7 @@ def test_a_run_that_stayed_at_its_reference_learned_nothing():
 
 
 def test_rendered_for_a_pipe_one_sentence_is_one_line():
-    text = _rendered(NO_HELD_OUT, width=80)
+    text = _rendered(NO_HELD_OUT)
     assert "\x1b" not in text and "  95 % interval" in text
     assert [line for line in text.splitlines() if line.startswith("warning: ")] == [
         f"warning: {summarize([], NO_HELD_OUT).warnings[0]}"
