@@ -22,7 +22,7 @@ from rich.text import Text
 from prefopt.progress import Advance
 from prefopt.terminal import console, counted, duration, printable, size
 from prefopt.train.metrics import peak_memory
-from prefopt.train.table import undecided
+from prefopt.train.table import OF_NO_PAIR, undecided
 
 LINES_BY_SHARE = 10
 """plain lines for the steps of a run: one every tenth of it,"""
@@ -45,6 +45,8 @@ FIGURES = {
     "loss": Figure("loss", "{:.4f}".format, 7),
     "rewards/accuracies": Figure("accuracy", "{:.3f}".format, 5),
     "rewards/margins": Figure("margin", "{:+.3f}".format, 7),
+    "rewards/chosen": Figure("desirable", "{:+.3f}".format, 7),  # where there are no pairs
+    "rewards/rejected": Figure("undesirable", "{:+.3f}".format, 7),
     "reward": Figure("reward", "{:+.3f}".format, 7),
     "kl": Figure("kl", "{:.2f}".format, 6),
     "clipfrac": Figure("clipfrac", "{:.3f}".format, 5),
@@ -255,10 +257,13 @@ def _row(values: Mapping[str, float], live: bool = False) -> str:
     'loss  0.5000  margin  +1.250'
     >>> _row({"rewards/accuracies": 0.125, "rewards/margins": 1e-7})  # the first step: policy and reference are one
     'accuracy     –  margin  +0.000'
+    >>> _row({"rewards/chosen": 0.5, "rewards/rejected": -0.25})
+    'desirable  +0.500  undesirable  -0.250'
     """
     shown = []
+    hidden = OF_NO_PAIR if "rewards/margins" in values else set()
     for name, figure in FIGURES.items():
-        if name in values and (figure.live or not live):
+        if name in values and name not in hidden and (figure.live or not live):
             text = "–" if name == "rewards/accuracies" and undecided(values) else figure.text(values[name])
             shown.append(f"{figure.short} {text:>{figure.width}}")
     return "  ".join(shown)

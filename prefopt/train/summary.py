@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.terminal import NO_WINDOW, console, counted, printable
-from prefopt.train.table import Figures, accuracy, table_rows
+from prefopt.train.table import OF_NO_PAIR, Figures, accuracy, table_rows, worded
 from prefopt.train.warnings import WARNINGS, Run
 
 
@@ -80,13 +80,16 @@ def _changes(run: Run) -> list[str]:
             parts.append(f"reward accuracy {accuracy(after)}{_among(after, run.unit)}")
         if "rewards/margins" in after:
             parts.append(f"mean margin {after['rewards/margins']:+.3f}")
+        elif after.keys() >= OF_NO_PAIR:
+            rewards = f"{after['rewards/chosen']:+.3f}, of undesirable ones {after['rewards/rejected']:+.3f}"
+            parts.append(f"mean reward of desirable responses {rewards}")
         if "reward" in before and "reward" in after:
             parts.append(f"mean reward {before['reward']:.3f} → {after['reward']:.3f} at KL {after['kl']:.2f} nats")
         if parts:
             lines.append(f"{name}: {'; '.join(parts)}.")
     name, before, after = run.judged
-    if chosen := _moved("chosen", before, after):
-        rejected = _moved("rejected", before, after)
+    if chosen := _moved("chosen", before, after, run.unit):
+        rejected = _moved("rejected", before, after, run.unit)
         lines.append(f"On {name} data the {chosen}{'; the ' + rejected if rejected else ''}.")
     return lines
 
@@ -96,13 +99,13 @@ def _among(figures: Figures, unit: str) -> str:
     return f" on {counted(int(figures['pairs']), unit)}{prompts}" if "pairs" in figures else ""
 
 
-def _moved(which: str, before: Figures, after: Figures) -> str:
+def _moved(which: str, before: Figures, after: Figures, unit: str) -> str:
     name = f"logps/{which}"
     if name not in before or name not in after:
         return ""
     change = after[name] - before[name]
     return (
-        f"{which} responses became {'more' if change >= 0 else 'less'} likely by {abs(change):.1f} nats "
+        f"{worded(which, unit)} responses became {'more' if change >= 0 else 'less'} likely by {abs(change):.1f} nats "
         f"({before[name]:.1f} → {after[name]:.1f})"
     )
 

@@ -43,6 +43,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", ".4f"),
     ("reward accuracy", "rewards/accuracies", ".3f"),
     ("mean margin", "rewards/margins", "+.3f"),
+    ("reward(chosen)", "rewards/chosen", "+.3f"),
+    ("reward(rejected)", "rewards/rejected", "+.3f"),
     ("log p(chosen)", "logps/chosen", ".1f"),
     ("log p(rejected)", "logps/rejected", ".1f"),
     ("mean reward", "reward", "+.3f"),
@@ -52,6 +54,10 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("examples", "examples", ",.0f"),
 )
 """what the table of before and after shows: a label, the metric, its format"""
+OF_NO_PAIR = {"rewards/chosen", "rewards/rejected"}
+"""are shown where there are no pairs, and so no margins"""
+DESIRABLE = {"chosen": "desirable", "rejected": "undesirable"}
+"""what these are of responses that are labelled one by one"""
 
 
 def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -71,13 +77,24 @@ def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
     """A label, and a cell for each column."""
     columns = [meaningful(figures) for figures in columns]  # of runs that wrote all of them, too
     rows = []
+    paired = any("rewards/margins" in figures for figures in columns)
     for label, name, form in ROWS:
-        if any(name in figures for figures in columns):
-            label = f"{unit}s" if name == "pairs" else label
+        if any(name in figures for figures in columns) and not (paired and name in OF_NO_PAIR):
+            label = f"{unit}s" if name == "pairs" else worded(label, unit)
             rows.append([label, *(_cell(figures, name, form) for figures in columns)])
         if name == "rewards/accuracies" and any(f"{name}_low" in figures for figures in columns):
             rows.append(["  95 % interval", *(_interval(figures) for figures in columns)])
     return rows
+
+
+def worded(label: str, unit: str) -> str:
+    """
+    >>> worded("log p(chosen)", "response"), worded("log p(chosen)", "pair")
+    ('log p(desirable)', 'log p(chosen)')
+    """
+    for word, other in DESIRABLE.items() if unit == "response" else ():
+        label = label.replace(word, other)
+    return label
 
 
 def _cell(figures: Figures, name: str, form: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.train.table import Figures, accuracy, meaningful
+from prefopt.train.table import Figures, accuracy, meaningful, worded
 
 DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
 """fall of the chosen responses' log-probability that counts: above both, since a tenth of a short answer's is noise"""
@@ -120,8 +120,9 @@ def chosen_fell(run: Run) -> str | None:
         return None
     fall = before["logps/chosen"] - after["logps/chosen"]
     if fall > max(DISPLACED_NATS, DISPLACED_SHARE * abs(before["logps/chosen"])):
+        responses = f"{worded('chosen', run.unit).capitalize()} responses"
         return (
-            f"Chosen responses became less likely: log-probability {before['logps/chosen']:.1f} → "
+            f"{responses} became less likely: log-probability {before['logps/chosen']:.1f} → "
             f"{after['logps/chosen']:.1f} nats on {name} data, so that probability went to other answers; "
             f"{_against_displacement(run)}."
         )

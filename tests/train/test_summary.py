@@ -164,6 +164,20 @@ def test_a_run_that_stayed_at_its_reference_learned_nothing():
     assert "the margins are still 0" in said and "coin" not in said
 
 
+def test_responses_without_pairs_are_desirable_or_not():
+    before = {"loss": 0.5, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "logps/chosen": -20.0, "examples": 8}
+    after = before | {"rewards/chosen": 1.25, "rewards/rejected": -0.5, "logps/chosen": -40.0}
+    found = {"unit": "response", "training": {"before": before, "after": after}}
+    table = {row[0]: row[1:] for row in table_rows(found)[1]}
+    assert table["reward(desirable)"] == ["+0.000", "+1.250"] and table["reward(undesirable)"] == ["+0.000", "-0.500"]
+    assert table["log p(desirable)"] == ["-20.0", "-40.0"]
+    summary = summarize([], found)
+    said = " ".join([*summary.lines, *summary.warnings])
+    assert "mean reward of desirable responses +1.250, of undesirable ones -0.500" in said
+    assert "the desirable responses became less likely" in said and "Desirable responses became less likely" in said
+    assert "chosen" not in said and "rejected" not in said
+
+
 def test_rendered_for_a_pipe_one_sentence_is_one_line():
     text = _rendered(NO_HELD_OUT)
     assert "\x1b" not in text and "  95 % interval" in text
