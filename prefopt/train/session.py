@@ -3,7 +3,7 @@
 Here are the folder's lock, the checkpoints, the signals, and where figures go. A `Course` says what a step is and what
 must be saved.
 
-config.yaml      the settings, with what was chosen
+config.yaml      the settings; what was chosen stands there as comments
 metrics.jsonl    a line for every step and every evaluation
 checkpoints/     to resume from
 model/           what AutoModelForCausalLM.from_pretrained reads
