@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.terminal import NO_WINDOW, console, counted, printable
-from prefopt.train.table import OF_NO_PAIR, Figures, accuracy, table_rows, worded
+from prefopt.train.table import OF_NO_PAIR, Figures, accuracy, mean_reward, table_rows, worded
 from prefopt.train.warnings import WARNINGS, Run
 
 
@@ -84,7 +84,7 @@ def _changes(run: Run) -> list[str]:
             rewards = f"{after['rewards/chosen']:+.3f}, of undesirable ones {after['rewards/rejected']:+.3f}"
             parts.append(f"mean reward of desirable responses {rewards}")
         if "reward" in before and "reward" in after:
-            parts.append(f"mean reward {before['reward']:.3f} → {after['reward']:.3f} at KL {after['kl']:.2f} nats")
+            parts.append(f"mean reward {before['reward']:.3f} → {mean_reward(after)} at KL {after['kl']:.2f} nats")
         if parts:
             lines.append(f"{name}: {'; '.join(parts)}.")
     name, before, after = run.judged

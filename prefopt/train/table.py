@@ -39,6 +39,17 @@ def accuracy(figures: Figures) -> str:
     return f"{100 * figures['rewards/accuracies']:.1f} %{interval}"
 
 
+def mean_reward(figures: Figures) -> str:
+    """
+    >>> mean_reward({"reward": 1.5, "reward_low": 1.25, "reward_high": 2.0}), mean_reward({"reward": 1.5})
+    ('1.500 (95 % interval 1.250 to 2.000)', '1.500')
+    """
+    interval = ""
+    if "reward_low" in figures:
+        interval = f" (95 % interval {figures['reward_low']:.3f} to {figures['reward_high']:.3f})"
+    return f"{figures['reward']:.3f}{interval}"
+
+
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("loss", "loss", ".4f"),
     ("reward accuracy", "rewards/accuracies", ".3f"),
@@ -50,6 +61,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("mean reward", "reward", "+.3f"),
     ("KL to the reference", "kl", ".2f"),
     ("response length", "response_length", ".1f"),
+    ("ended by themselves", "ended", ".3f"),
     ("pairs", "pairs", ",.0f"),
     ("examples", "examples", ",.0f"),
 )
@@ -82,8 +94,8 @@ def rows_of(columns: Sequence[Figures], unit: str) -> list[list[str]]:
         if any(name in figures for figures in columns) and not (paired and name in OF_NO_PAIR):
             label = f"{unit}s" if name == "pairs" else worded(label, unit)
             rows.append([label, *(_cell(figures, name, form) for figures in columns)])
-        if name == "rewards/accuracies" and any(f"{name}_low" in figures for figures in columns):
-            rows.append(["  95 % interval", *(_interval(figures) for figures in columns)])
+        if any(f"{name}_low" in figures for figures in columns):
+            rows.append(["  95 % interval", *(_interval(figures, name, form) for figures in columns)])
     return rows
 
 
@@ -101,7 +113,12 @@ def _cell(figures: Figures, name: str, form: str) -> str:
     return format(figures[name], form) if name in figures else "–"
 
 
-def _interval(figures: Figures) -> str:
-    if "rewards/accuracies_low" not in figures:
+def _interval(figures: Figures, name: str, form: str) -> str:
+    """
+    >>> _interval({"kl_low": 0.5, "kl_high": 1.0}, "kl", ".2f"), _interval({"a_low": -1.0, "a_high": 2.0}, "a", "+.1f")
+    ('0.50–1.00', '-1.0 to +2.0')
+    """
+    if f"{name}_low" not in figures:
         return "–"
-    return f"{figures['rewards/accuracies_low']:.3f}–{figures['rewards/accuracies_high']:.3f}"
+    low, high = (format(figures[f"{name}_{end}"], form) for end in ("low", "high"))
+    return f"{low} to {high}" if form.startswith("+") else f"{low}–{high}"

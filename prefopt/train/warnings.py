@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from prefopt.train.table import Figures, accuracy, meaningful, worded
@@ -27,6 +28,8 @@ NOTHING_LEARNED = 0.05
 """accuracy's distance from one half"""
 KL_EXPLODED = 25.0
 """nats a response: twice the largest target among the runs of Rafailov et al. 2023 (12)"""
+MUCH_CLIPPED = 0.3
+"""of PPO's tokens, in the median step: what went beyond the clip in its advantage's way has no gradient any more"""
 WIDE_INTERVAL = 0.20
 """from end to end: about 100 independent pairs at an accuracy of one half"""
 
@@ -244,6 +247,17 @@ def kl_exploded(run: Run) -> str | None:
     return None
 
 
+def much_clipped(run: Run) -> str | None:
+    known = [record.get("clipfrac", math.nan) for record in run.history if record["split"] == "train"]
+    shares = [share for share in known if math.isfinite(share)]
+    if shares and (share := median(shares)) > MUCH_CLIPPED:
+        return (
+            f"Updates are clipped: clipfrac {share:.2f} in the median step, above {MUCH_CLIPPED}, so the policy moves "
+            "too far for what it has drawn; lower --learning-rate or --passes."
+        )
+    return None
+
+
 def interval_wide(run: Run) -> str | None:
     low, high = run.held_out.get("rewards/accuracies_low"), run.held_out.get("rewards/accuracies_high")
     if low is not None and high is not None and high - low > WIDE_INTERVAL:
@@ -267,6 +281,7 @@ WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     margins_saturated,
     length_drift,
     kl_exploded,
+    much_clipped,
     interval_wide,
     no_held_out,
 )

@@ -250,6 +250,26 @@ def test_a_reward_that_fell(after, warned):
     assert any("The reward fell: -0.305 → -0.408 on held-out prompts" in text for text in found) == warned
 
 
+def test_a_reward_has_its_interval():
+    before = {"reward": 0.5, "reward_low": 0.25, "reward_high": 0.75, "kl": 0.0, "ended": 0.9}
+    after = {"reward": 1.5, "reward_low": -1.25, "reward_high": 2.0, "kl": 3.0, "ended": 0.25}
+    steps = {"before": {"reward": 0.4, "kl": 0.0}, "after": {"reward": 1.4, "kl": 3.0}}
+    results = {"unit": "prompt", "training": steps, "held_out": {"before": before, "after": after}}
+    rows = table_rows(results)[1]
+    assert ["mean reward", "+0.400", "+1.400", "+0.500", "+1.500"] in rows
+    assert ["  95 % interval", "–", "–", "+0.250 to +0.750", "-1.250 to +2.000"] in rows
+    assert ["ended by themselves", "–", "–", "0.900", "0.250"] in rows
+    said = summarize([], results).lines
+    assert "Held-out: mean reward 0.500 → 1.500 (95 % interval -1.250 to 2.000) at KL 3.00 nats." in said
+
+
+@pytest.mark.parametrize(("shares", "warned"), [((0.1, 0.35, 0.4), True), ((0.9, 0.2, 0.29), False), ((), False)])
+def test_updates_that_are_clipped(shares, warned):
+    history = [{"step": i, "split": "train", "clipfrac": share} for i, share in enumerate(shares)]
+    found = _warnings(history=history)
+    assert any("clipfrac 0.35 in the median step, above 0.3" in text for text in found) == warned
+
+
 def test_margins_that_never_saturate():
     """Unlikelihood pulls at every pair alike, however far apart it is."""
     for loss in (Unlikelihood(), WithNLL(Unlikelihood(), 0.1)):
