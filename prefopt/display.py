@@ -99,7 +99,7 @@ class Display:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}{task.fields[unit]}"),
+            _Done(),
             _Pace(clock),
             console=self._console,
             expand=True,
@@ -162,7 +162,7 @@ class Display:
 
     @contextmanager
     def pass_(self, name: str, total: float, unit: str = "") -> Iterator[Advance]:
-        """One pass over ``total`` things, or so much in a ``unit``; call what it yields with how many more are done.
+        """One pass over ``total`` things, or bytes ("B"); call what it yields with how many more are done.
 
         One that took less than a second leaves no line behind.
 
@@ -183,7 +183,8 @@ class Display:
             self._bars.update(bar, completed=done)
             now = self._clock()
             if not self.terminal and lines.due(now, 0) and done < total:
-                self._line(name, f"{done:,.0f}/{total:,.0f}{unit}  left {_left(done, total, now, (0, began))}")
+                left = _left(done, total, now, (0, began))
+                self._line(name, f"{_amount(done, unit)}/{_amount(total, unit)}  left {left}")
 
         try:
             yield advance
@@ -191,8 +192,9 @@ class Display:
             self._bars.remove_task(bar)
             seconds = self._clock() - began
             if seconds >= 1:
-                share = f"{done:,.0f}" if round(done) == round(total) else f"{done:,.0f} of {total:,.0f}"
-                self._line(name, f"{share}{unit} done in {duration(seconds)}, {done / seconds:,.1f}{unit}/s")
+                share = _amount(done, unit)
+                share += "" if round(done) == round(total) else f" of {_amount(total, unit)}"
+                self._line(name, f"{share} done in {duration(seconds)}, {_amount(done / seconds, unit, 1)}/s")
 
     def _at(self, step: int) -> str:
         return f"step {step:>{len(str(self.total))}}/{self.total}"
@@ -230,6 +232,23 @@ class Pacing:
         return True
 
 
+def _amount(count: float, unit: str, digits: int = 0) -> str:
+    """
+    >>> _amount(2500, "B"), _amount(2500, ""), _amount(2.5, "", 1)
+    ('2.5 kB', '2,500', '2.5')
+    """
+    return f"{size(count)}{unit}" if unit else f"{count:,.{digits}f}"
+
+
+class _Done(ProgressColumn):
+    """How much of all."""
+
+    def render(self, task: Task) -> Text:
+        assert task.total is not None
+        unit = task.fields["unit"]
+        return Text(f"{_amount(task.completed, unit)}/{_amount(task.total, unit)}")
+
+
 class _Pace(ProgressColumn):
     """How many a second, and the time left at that rate."""
 
@@ -240,7 +259,8 @@ class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
         assert task.total is not None
         done, now, first, unit = task.completed, self._clock(), task.fields["first"], task.fields["unit"]
-        rate = f"{(done - first[0]) / (now - first[1]):,.1f}{unit}/s  " if done > first[0] and now > first[1] else ""
+        known = done > first[0] and now > first[1]
+        rate = f"{_amount((done - first[0]) / (now - first[1]), unit, 1)}/s  " if known else ""
         return Text(f"{rate}{_left(done, task.total, now, first)} left")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefopt.config import Score
-from prefopt.data.dataset import Usable, encoded, megabytes, opened
+from prefopt.data.dataset import Usable, encoded, opened, volume
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import account
 from prefopt.data.shelf import longest
@@ -83,7 +83,7 @@ def _by_reward(config: Score, display: Display, tally: Tally) -> None:
     _check_writable(config.out)
     assert config.reward is not None
     reward = load_reward(config.reward, config.dtype, config.device)
-    with display.pass_("reward", megabytes(sources), " MB") as advance:
+    with display.pass_("reward", volume(sources), "B") as advance:
         usable = Usable(sources, advance)
         _write(config.out, _rewarded(usable, reward, tally, _nothing(config)), "make room, and begin again")
     for text in account([*usable.unread, *usable.odd]):

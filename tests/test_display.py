@@ -135,6 +135,19 @@ def test_a_long_pass_is_told_of_and_a_broken_one_says_how_far_it_came():
     ]
 
 
+def test_a_pass_over_a_small_file_is_told_of_in_its_bytes():
+    file, clock = io.StringIO(), Clock()
+    with (
+        Display(0, "score", terminal=False, file=file, clock=clock) as display,
+        display.pass_("reward", 12_000, "B") as advance,
+    ):
+        clock.now = 40.0
+        advance(6_000)
+        clock.now = 60.0
+        advance(6_000)
+    assert file.getvalue().splitlines() == ["reward  6.0 kB/12 kB  left 0:40", "reward  12 kB done in 1:00, 200 B/s"]
+
+
 def test_warnings_of_the_package_reach_the_display_only_while_it_is_open():
     handlers = list(logging.getLogger("prefopt").handlers)
     with Display(0, "x", terminal=False, file=io.StringIO()):

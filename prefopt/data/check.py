@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.data.dataset import Usable, megabytes
+from prefopt.data.dataset import Usable, volume
 from prefopt.data.encode import Draft, EncodedData, Encoder, Part, fit
 from prefopt.data.findings import by_kind
 from prefopt.data.mix import Source, open_sources
@@ -84,7 +84,7 @@ def check(
     """
     sources = open_sources(specs, format)
     encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
-    with show.pass_("reading", megabytes(sources), " MB") as advance:
+    with show.pass_("reading", volume(sources), "B") as advance:
         seen = Seen(sources, advance)
         usable = iter(seen)
         survey = encoder.survey(usable) if encoder else None
@@ -97,7 +97,7 @@ def check(
             report.notes.append(source.unread_note)
     if encoder and survey and report.counts["usable"]:
         report.notes += encoder.prepare(survey)
-        with show.pass_("encoding", megabytes(sources), " MB") as advance:
+        with show.pass_("encoding", volume(sources), "B") as advance:
             _tokens(report, encoder, encoder.parts(Usable(sources, advance), survey))
     return report
 

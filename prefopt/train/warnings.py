@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from prefopt.terminal import counted
 from prefopt.train.table import Figures, accuracy, meaningful, worded
 
 DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
@@ -91,8 +92,9 @@ def no_held_out(run: Run) -> str | None:
 
 def held_out_was_seen(run: Run) -> str | None:
     if run.held_out and run.held_out_seen:
+        were = "was" if run.held_out_seen == 1 else "were"
         return (
-            f"{run.held_out_seen:,} of the held-out prompts were trained on when the start model was made, so the "
+            f"{run.held_out_seen:,} of the held-out prompts {were} trained on when the start model was made, so the "
             "held-out figures flatter; fine-tune it with the same --eval-fraction and --seed, which hold out the same."
         )
     return None
@@ -100,9 +102,10 @@ def held_out_was_seen(run: Run) -> str | None:
 
 def held_out_is_trained_on(run: Run) -> str | None:
     if run.held_out_trained_on:
+        have = "has" if run.held_out_trained_on == 1 else "have"
         return (
-            f"{run.held_out_trained_on:,} held-out examples have a prompt that was trained on too, so the held-out "
-            "figures flatter; leave those out of --eval-data, or let --eval-fraction hold out whole prompts."
+            f"{counted(run.held_out_trained_on, 'held-out example')} {have} a prompt that was trained on too, so the "
+            "held-out figures flatter; leave those out of --eval-data, or let --eval-fraction hold out whole prompts."
         )
     return None
 
