@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from prefopt.progress import Advance
-from prefopt.terminal import counted, duration, printable, size
+from prefopt.terminal import console, counted, duration, printable, size
 from prefopt.train.metrics import peak_memory
-from prefopt.train.table import undecided
+from prefopt.train.table import OF_NO_PAIR, undecided
 
 LINES_BY_SHARE = 10
 """plain lines for the steps of a run: one every tenth of it,"""
@@ -45,6 +45,8 @@ FIGURES = {
     "loss": Figure("loss", "{:.4f}".format, 7),
     "rewards/accuracies": Figure("accuracy", "{:.3f}".format, 5),
     "rewards/margins": Figure("margin", "{:+.3f}".format, 7),
+    "rewards/chosen": Figure("desirable", "{:+.3f}".format, 7),  # where there are no pairs
+    "rewards/rejected": Figure("undesirable", "{:+.3f}".format, 7),
     "reward": Figure("reward", "{:+.3f}".format, 7),
     "kl": Figure("kl", "{:.2f}".format, 6),
     "clipfrac": Figure("clipfrac", "{:.3f}".format, 5),
@@ -91,14 +93,13 @@ class Display:
         self._start = self._step = start
         self._first: tuple[int, float] | None = None  # the first step seen, and when
         self._clock, self._memory = clock, memory
-        # soft_wrap: a plain line is one line, however narrow the reader's window is taken to be.
-        self._console = Console(file=file, force_terminal=terminal, highlight=False, soft_wrap=not terminal)
+        self._console = console(file, terminal)
         self._began = clock()
         self._lines = Pacing(self._began)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}{task.fields[unit]}"),
+            _Done(),
             _Pace(clock),
             console=self._console,
             expand=True,
@@ -161,7 +162,7 @@ class Display:
 
     @contextmanager
     def pass_(self, name: str, total: float, unit: str = "") -> Iterator[Advance]:
-        """One pass over ``total`` things, or so much in a ``unit``; call what it yields with how many more are done.
+        """One pass over ``total`` things, or bytes ("B"); call what it yields with how many more are done.
 
         One that took less than a second leaves no line behind.
 
@@ -182,7 +183,8 @@ class Display:
             self._bars.update(bar, completed=done)
             now = self._clock()
             if not self.terminal and lines.due(now, 0) and done < total:
-                self._line(name, f"{done:,.0f}/{total:,.0f}{unit}  left {_left(done, total, now, (0, began))}")
+                left = _left(done, total, now, (0, began))
+                self._line(name, f"{_amount(done, unit)}/{_amount(total, unit)}  left {left}")
 
         try:
             yield advance
@@ -190,8 +192,9 @@ class Display:
             self._bars.remove_task(bar)
             seconds = self._clock() - began
             if seconds >= 1:
-                share = f"{done:,.0f}" if round(done) == round(total) else f"{done:,.0f} of {total:,.0f}"
-                self._line(name, f"{share}{unit} done in {duration(seconds)}, {done / seconds:,.1f}{unit}/s")
+                share = _amount(done, unit)
+                share += "" if round(done) == round(total) else f" of {_amount(total, unit)}"
+                self._line(name, f"{share} done in {duration(seconds)}, {_amount(done / seconds, unit, 1)}/s")
 
     def _at(self, step: int) -> str:
         return f"step {step:>{len(str(self.total))}}/{self.total}"
@@ -229,6 +232,23 @@ class Pacing:
         return True
 
 
+def _amount(count: float, unit: str, digits: int = 0) -> str:
+    """
+    >>> _amount(2500, "B"), _amount(2500, ""), _amount(2.5, "", 1)
+    ('2.5 kB', '2,500', '2.5')
+    """
+    return f"{size(count)}{unit}" if unit else f"{count:,.{digits}f}"
+
+
+class _Done(ProgressColumn):
+    """How much of all."""
+
+    def render(self, task: Task) -> Text:
+        assert task.total is not None
+        unit = task.fields["unit"]
+        return Text(f"{_amount(task.completed, unit)}/{_amount(task.total, unit)}")
+
+
 class _Pace(ProgressColumn):
     """How many a second, and the time left at that rate."""
 
@@ -239,7 +259,8 @@ class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
         assert task.total is not None
         done, now, first, unit = task.completed, self._clock(), task.fields["first"], task.fields["unit"]
-        rate = f"{(done - first[0]) / (now - first[1]):,.1f}{unit}/s  " if done > first[0] and now > first[1] else ""
+        known = done > first[0] and now > first[1]
+        rate = f"{_amount((done - first[0]) / (now - first[1]), unit, 1)}/s  " if known else ""
         return Text(f"{rate}{_left(done, task.total, now, first)} left")
 
 
@@ -256,10 +277,13 @@ def _row(values: Mapping[str, float], live: bool = False) -> str:
     'loss  0.5000  margin  +1.250'
     >>> _row({"rewards/accuracies": 0.125, "rewards/margins": 1e-7})  # the first step: policy and reference are one
     'accuracy     –  margin  +0.000'
+    >>> _row({"rewards/chosen": 0.5, "rewards/rejected": -0.25})
+    'desirable  +0.500  undesirable  -0.250'
     """
     shown = []
+    hidden = OF_NO_PAIR if "rewards/margins" in values else set()
     for name, figure in FIGURES.items():
-        if name in values and (figure.live or not live):
+        if name in values and name not in hidden and (figure.live or not live):
             text = "–" if name == "rewards/accuracies" and undecided(values) else figure.text(values[name])
             shown.append(f"{figure.short} {text:>{figure.width}}")
     return "  ".join(shown)

@@ -21,7 +21,7 @@ class Shown(Protocol):
         """A line that stays."""
 
     def pass_(self, name: str, total: float, unit: str = "") -> AbstractContextManager[Advance]:
-        """A pass over so much of something."""
+        """A pass over so many of something, or so many bytes, with "B" as their ``unit``."""
 
 
 class Unseen:

@@ -35,6 +35,7 @@ from prefopt.model.load import check_reference, length_limit, load_model, load_t
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.server import Sampled, ServerGenerator
 from prefopt.signals import resumable
+from prefopt.statistics import mean_in_words
 from prefopt.terminal import counted
 from prefopt.types import Example
 from prefopt.whole import writable
@@ -72,7 +73,23 @@ def run(config: Sample) -> None:
                 )
                 file.flush()
                 advance(len(group))
-        display.note(f"{counted(len(asked) * config.n, 'response')} to {counted(len(asked), 'prompt')} in {config.out}")
+        for text in told(config, len(asked)):
+            display.note(text)
+
+
+def told(config: Sample, prompts: int) -> Iterator[str]:
+    """What a person wants to know first, of the whole file: some of it may have been written before."""
+    ended, rewards = 0, []
+    with open(config.out, encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            ended += row["ended"]
+            rewards += [row["reward"]] if "reward" in row else []
+    count = prompts * config.n
+    cut = f"{count - ended:,} cut at --max-new-tokens {config.max_new_tokens}"
+    ends = f"{ended:,} came to their end, {cut}" if count > ended else "all came to their end"
+    yield f"{counted(count, 'response')} to {counted(prompts, 'prompt')} in {config.out}: {ends}"
+    if rewards:
+        yield f"mean reward {mean_in_words(rewards, [i // config.n for i in range(count)])}"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefopt.config import Score
-from prefopt.data.dataset import Usable, encoded, megabytes, opened
+from prefopt.data.dataset import Usable, encoded, opened, volume
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import account
 from prefopt.data.shelf import longest
@@ -33,7 +33,7 @@ from prefopt.model.reference import response_keys
 from prefopt.model.scoring import figures_of, scope_of
 from prefopt.rl.rewards import Reward, load_reward
 from prefopt.signals import resumable
-from prefopt.statistics import proportion
+from prefopt.statistics import mean_in_words, proportion
 from prefopt.terminal import counted
 from prefopt.types import Encoded, Example, Response, comparisons
 from prefopt.whole import whole, writable
@@ -83,7 +83,7 @@ def _by_reward(config: Score, display: Display, tally: Tally) -> None:
     _check_writable(config.out)
     assert config.reward is not None
     reward = load_reward(config.reward, config.dtype, config.device)
-    with display.pass_("reward", megabytes(sources), " MB") as advance:
+    with display.pass_("reward", volume(sources), "B") as advance:
         usable = Usable(sources, advance)
         _write(config.out, _rewarded(usable, reward, tally, _nothing(config)), "make room, and begin again")
     for text in account([*usable.unread, *usable.odd]):
@@ -153,6 +153,10 @@ class Tally:
         self.key = "logp"
         self.margins: list[float] = []
         self.prompts: list[str] = []
+        self.alone: list[float] = []
+        """rewards, as long as no pair was met"""
+        self.asked: list[str] = []
+        """their prompts"""
 
     def add(self, scores: Sequence[float | None], prompt: str, rows: list[Row]) -> None:
         self.examples, self.responses = self.examples + 1, self.responses + len(rows)
@@ -160,6 +164,9 @@ class Tally:
         for better, worse in comparisons(scores):
             self.margins.append(rows[better][self.key] - rows[worse][self.key])
             self.prompts.append(prompt)
+        if self.key == "reward" and not self.margins:
+            self.alone += [row["reward"] for row in rows]
+            self.asked += [prompt] * len(rows)
 
     def words(self) -> Iterator[str]:
         """What a person wants to know first."""
@@ -170,6 +177,8 @@ class Tally:
             yield f"the better response has the higher {self.key} in {share} of {pairs}"
         elif self.margins:
             yield f"both responses of every pair have the same {self.key}"
+        elif self.alone:
+            yield f"mean reward {mean_in_words(self.alone, self.asked)}"
 
 
 def _check_writable(out: Path | None) -> None:

@@ -103,6 +103,26 @@ def proportion(successes: np.ndarray | Sequence[float], clusters: Sequence[Any] 
     return drawn
 
 
+def mean(values: np.ndarray | Sequence[float], clusters: Sequence[Any] | np.ndarray) -> Interval:
+    """A mean with its interval: ``values`` [n], one a response; ``clusters`` [n] their prompts.
+
+    The clustered bootstrap; of a single prompt there is only the spread of its responses to know.
+
+    >>> print(mean([1.0, 2.0, 3.0], ["p", "p", "p"]))
+    2.000 (1.000 to 3.000)
+    """
+    return clustered_bootstrap(values, clusters if len(set(clusters)) > 1 else range(len(values)))
+
+
+def mean_in_words(values: np.ndarray | Sequence[float], clusters: Sequence[Any] | np.ndarray) -> str:
+    """
+    >>> mean_in_words([1.0, 2.0, 3.0], ["p", "p", "p"]), mean_in_words([1.0], ["p"])
+    ('2.000 (95 % interval 1.000 to 3.000)', '1.000')
+    """
+    value, low, high = mean(values, clusters)
+    return f"{value:.3f} (95 % interval {low:.3f} to {high:.3f})" if len(values) > 1 else f"{value:.3f}"
+
+
 def _numbered(clusters: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Labels as 0, 1, 2, ... in order of first appearance, so that the result does not hang on their spelling."""
     numbers: dict[Any, int] = {}

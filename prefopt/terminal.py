@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:  # what is slow to import waits until something is shown
+    from rich.console import Console
+
+NO_WINDOW = 10_000
+"""letters of a line where no window sets their number: what reads a pipe or a file wants one thing on one line"""
+
+
+def console(file: IO[str] | None = None, terminal: bool | None = None) -> Console:
+    """Where a command shows something, by default stdout; lines are wrapped on a terminal alone.
+
+    ``terminal=None`` finds out whether it is one.
+    """
+    from rich.console import Console
+
+    made = Console(file=file, force_terminal=terminal, highlight=False)
+    if not made.is_terminal:
+        made.width, made.soft_wrap = NO_WINDOW, True
+    return made
 
 
 def counted(number: float, thing: str) -> str:

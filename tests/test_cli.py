@@ -311,14 +311,14 @@ def test_sigterm_where_nothing_is_to_be_saved(fake: Fake, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
-def test_threads_give_way_to_other_processes_unless_told_otherwise(given, found):
-    script = (
-        "import os, sys\nfrom prefopt.cli import main\nmain(['--version'])\n"
-        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    )
+@pytest.mark.parametrize("by", ["cli", "examples"])
+def test_threads_give_way_to_other_processes_unless_told_otherwise(by, given, found):
+    root = Path(__file__).parents[1]
+    begun = {"cli": "from prefopt.cli import main\nmain(['--version'])", "examples": "import examples"}[by]
+    script = f"import os, sys\n{begun}\nprint(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=clean | given
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=clean | given, cwd=root
     )
     assert done.stdout.splitlines()[-1] == f"{found} False", done.stderr
 

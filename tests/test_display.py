@@ -4,9 +4,10 @@ import re
 import sys
 
 import pytest
+from rich.table import Table
 
 from prefopt.display import Display, Pacing
-from prefopt.terminal import printable
+from prefopt.terminal import console, printable
 
 VALUES = {"loss": 0.5, "rewards/accuracies": 0.75, "rewards/margins": 0.1, "tokens_per_second": 9812.0}
 HOSTILE = "[bold red]x[/bold red] [/nope] \x1b[2J\x1b]0;title\x07 \u202e \x9b31m"
@@ -134,6 +135,19 @@ def test_a_long_pass_is_told_of_and_a_broken_one_says_how_far_it_came():
     ]
 
 
+def test_a_pass_over_a_small_file_is_told_of_in_its_bytes():
+    file, clock = io.StringIO(), Clock()
+    with (
+        Display(0, "score", terminal=False, file=file, clock=clock) as display,
+        display.pass_("reward", 12_000, "B") as advance,
+    ):
+        clock.now = 40.0
+        advance(6_000)
+        clock.now = 60.0
+        advance(6_000)
+    assert file.getvalue().splitlines() == ["reward  6.0 kB/12 kB  left 0:40", "reward  12 kB done in 1:00, 200 B/s"]
+
+
 def test_warnings_of_the_package_reach_the_display_only_while_it_is_open():
     handlers = list(logging.getLogger("prefopt").handlers)
     with Display(0, "x", terminal=False, file=io.StringIO()):
@@ -150,6 +164,19 @@ def test_no_terminal_is_assumed_where_there_is_none(monkeypatch):
     assert Display(1, "x", file=Tty()).terminal and not Display(1, "x", file=io.StringIO()).terminal
     monkeypatch.setenv("TERM", "dumb")
     assert not Display(1, "x", file=Tty()).terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_are_wrapped_on_a_terminal_alone(terminal, monkeypatch):
+    """As what reads a pipe, such as grep, wants it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = console(io.StringIO(), terminal)
+    table = Table()
+    table.add_row("cell " * 40, "another " * 40)
+    screen.print("a sentence " * 40, table, sep="\n")
+    lines = screen.file.getvalue().splitlines()
+    assert any("a sentence " * 30 in line for line in lines) == (not terminal)
+    assert any("cell " * 30 in line and "another " * 30 in line for line in lines) == (not terminal)
 
 
 def test_printable_keeps_what_people_write():

@@ -251,6 +251,21 @@ def test_the_best_of_n_is_the_best_of_those_drawn(given, tmp_path):
     assert [row["reward"] for row in best] == expected
 
 
+def test_how_many_ended_and_their_reward_is_said_of_all_that_the_file_holds(given, tmp_path, capsys):
+    (mine := tmp_path / "mine.py").write_text("def longest(pairs):\n    return [len(text) for _, text in pairs]\n")
+    settings: dict[str, Any] = dict(model=given[0], n=2, batch_size=1, max_new_tokens=80, reward=f"{mine}:longest")
+    out = tmp_path / "out.jsonl"
+    assert sample(given[2], out, **settings) == 0
+    said = capsys.readouterr().err
+    ended, rewards = sum(row["ended"] for row in rows(out)), [row["reward"] for row in rows(out)]
+    ends = f"{ended} came to their end, {12 - ended} cut at --max-new-tokens 80"
+    assert 0 < ended < 12 and f"12 responses to 6 prompts in {out}: {ends}" in said
+    assert f"mean reward {np.mean(rewards):.3f} (95 % interval " in said
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:9]))
+    assert sample(given[2], out, resume=True, **settings) == 0
+    assert capsys.readouterr().err.splitlines()[-2:] == said.splitlines()[-2:]
+
+
 def test_what_is_written_is_read_back(given, tmp_path):
     model, _, _ = given
     chat = [{"role": "user", "content": "the cat"}]

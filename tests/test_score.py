@@ -164,6 +164,19 @@ def test_a_function_as_a_reward_and_rows_that_can_not_be_used(tmp_path, capsys):
     assert "nothing is left to score" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
 
 
+def test_without_pairs_there_is_a_mean(tmp_path, capsys):
+    file, data = tmp_path / "mine.py", tmp_path / "answers.jsonl"
+    file.write_text("def longer(prompts, responses):\n    return [len(r) for r in responses]\n")
+    rows = [{"prompt": prompt, "completion": "a" * n} for prompt, n in (("p", 1), ("p", 2), ("q", 3), ("r", 6))]
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert by_reward(f"{file}:longer", str(data), tmp_path / "out.jsonl") == 0
+    said = capsys.readouterr().err
+    assert "mean reward 3.000 (95 % interval 1.500 to 6.000)" in said and "the better" not in said
+    paired = tiny.pairs(tmp_path / "pairs.jsonl")
+    assert by_reward(f"{file}:longer", f"{paired}", tmp_path / "paired.jsonl") == 0
+    assert "the better" in (said := capsys.readouterr().err) and "mean reward" not in said
+
+
 def test_it_is_a_policy_or_a_reward(models, tmp_path, capsys):
     data = tiny.pairs(tmp_path / "p.jsonl")
     assert main(["score", "--data", data]) == 2

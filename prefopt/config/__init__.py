@@ -24,7 +24,7 @@ from prefopt.config.commands import (
     Training,
     axes,
 )
-from prefopt.config.reading import Setting, build, dump, helps, load, plain, read, unchanged, unknown
+from prefopt.config.reading import Setting, build, chosen, dump, helps, load, plain, read, recorded, unchanged, unknown
 
 __all__ = [
     "PPO",
@@ -44,12 +44,14 @@ __all__ = [
     "Training",
     "axes",
     "build",
+    "chosen",
     "dump",
     "flag",
     "helps",
     "load",
     "plain",
     "read",
+    "recorded",
     "unchanged",
     "unknown",
 ]

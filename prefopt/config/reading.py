@@ -9,9 +9,10 @@ import contextlib
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -94,8 +95,22 @@ def build(cls: type[C], settings: Mapping[str, Setting], needed_by: str) -> C:
 
 def read(path: str | Path) -> dict[str, Setting]:
     """What a YAML file sets, by key. UserError where it is no YAML, not flat, or a key comes twice."""
+    return _read(path, lambda text: text)
+
+
+def recorded(path: str | Path) -> dict[str, Setting]:
+    """What a run's ``config.yaml`` tells of it: what was set, and what was chosen and stands there as a comment."""
+
+    def uncommented(text: str) -> str:
+        given, head, chosen = text.partition(CHOSEN)
+        return given + head + re.sub(r"^# ", "", chosen, flags=re.MULTILINE)
+
+    return _read(path, uncommented)
+
+
+def _read(path: str | Path, prepared: Callable[[str], str]) -> dict[str, Setting]:
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(prepared(Path(path).read_text(encoding="utf-8")))
         root = loader.get_single_node()
         pairs = [] if root is None else root.value
         if root is not None and not isinstance(root, yaml.MappingNode):
@@ -122,10 +137,14 @@ def read(path: str | Path) -> dict[str, Setting]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
 
 
-def dump(config: Any) -> str:
+CHOSEN = "# Chosen by prefopt, so that another run chooses anew; without its # a line sets it:\n"
+
+
+def dump(config: Any, chosen: Set[str] = frozenset()) -> str:
     """YAML that `load` reads back as an equal configuration, with the defaults of the loss filled in.
 
-    A loss that was handed over from Python and has no name is written as it prints, for people only.
+    The keys that were ``chosen`` stand behind as comments, which `load` passes over and `recorded` reads. A loss that
+    was handed over from Python and has no name is written as it prints, for people only.
 
     >>> from prefopt.config import Demo
     >>> print(dump(Demo(seed=3)), end="")
@@ -136,7 +155,26 @@ def dump(config: Any) -> str:
     seeds: null
     resume: false
     """
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    lines = plain(config)
+    given, left = ({k: v for k, v in lines.items() if (k in chosen) == which} for which in (False, True))
+    text, comment = (yaml.safe_dump(some, sort_keys=False, allow_unicode=True) for some in (given, left))
+    return text + (CHOSEN + re.sub("^", "# ", comment.rstrip(), flags=re.MULTILINE) + "\n" if left else "")
+
+
+def chosen(given: Any, resolved: Any) -> set[str]:
+    """The keys of ``resolved`` that nobody set: what was None when it was ``given``, and defaults of the loss.
+
+    >>> from prefopt.config import Train
+    >>> given = Train(model="base", data=("prefs.jsonl",), out=Path("run"), loss="ipo")
+    >>> sorted(chosen(given, dataclasses.replace(given, warmup_steps=3)))
+    ['nll_weight', 'tau', 'warmup_steps']
+    """
+    before, options = vars(given), getattr(given, "loss_options", None) or {}
+    return {
+        key
+        for key, value in plain(resolved).items()
+        if value is not None and key not in options and before.get(key) is None
+    }
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import xxhash
-from rich.console import Console, Group
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.data.dataset import Usable, megabytes
+from prefopt.data.dataset import Usable, volume
 from prefopt.data.encode import Draft, EncodedData, Encoder, Part, fit
 from prefopt.data.findings import by_kind
 from prefopt.data.mix import Source, open_sources
 from prefopt.display import Display
 from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown
-from prefopt.terminal import counted, printable
+from prefopt.terminal import console, counted, printable
 from prefopt.types import Content, Example, Finding, Overlong, TrainOn, comparisons
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def check(
     """
     sources = open_sources(specs, format)
     encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
-    with show.pass_("reading", megabytes(sources), " MB") as advance:
+    with show.pass_("reading", volume(sources), "B") as advance:
         seen = Seen(sources, advance)
         usable = iter(seen)
         survey = encoder.survey(usable) if encoder else None
@@ -97,7 +97,7 @@ def check(
             report.notes.append(source.unread_note)
     if encoder and survey and report.counts["usable"]:
         report.notes += encoder.prepare(survey)
-        with show.pass_("encoding", megabytes(sources), " MB") as advance:
+        with show.pass_("encoding", volume(sources), "B") as advance:
             _tokens(report, encoder, encoder.parts(Usable(sources, advance), survey))
     return report
 
@@ -210,7 +210,7 @@ def render(report: Report) -> Group:
     """The report for a screen: counts, layout and one example, lengths, truncation, findings by kind."""
     parts: list[Any] = [Text(_counts(report.counts), style="bold")]
     parts += [Text(printable(line)) for line in (*report.layouts, *report.notes)]
-    parts.append(Panel(_shown(report.sample), title="one example", title_align="left"))
+    parts.append(Panel.fit(_shown(report.sample), title="one example", title_align="left"))
     if report.lengths:
         parts.append(_table("tokens", list(QUANTILES), {k: list(v.values()) for k, v in report.lengths.items()}))
     if report.cuts:
@@ -288,9 +288,7 @@ def run(config: Check) -> None:
     if config.json:
         print(to_json(report))
     else:
-        console = Console(highlight=False)
-        console.width = console.width if console.is_terminal else 120
-        console.print(render(report))
+        console().print(render(report))
     if config.strict and report.findings:
         raise UserError(
             f"{counted(len(report.findings), 'finding')} in {', '.join(config.data)}; --strict refuses such data"

@@ -23,8 +23,6 @@ from prefopt.errors import UserError
 from prefopt.progress import UNSEEN, Advance, Shown, untold
 from prefopt.types import Encoded, Example, Finding
 
-MB = 1e6
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -68,7 +66,7 @@ def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedDat
     key = cache.key(encoder.tokenizer, encoder.template, options, content)
 
     def fill(writer: Writer, survey: Survey) -> EncodedData:
-        with show.pass_("encoding", megabytes(sources), " MB") as advance:
+        with show.pass_("encoding", volume(sources), "B") as advance:
             data = encoder.encode(usable := Usable(sources, advance), writer, survey)
         if contents(sources) != content:
             raise UserError(CHANGED)
@@ -87,9 +85,9 @@ def kept(sources: Sequence[Source], encoder: Encoder, show: Shown) -> EncodedDat
         return new(encoder.survey(Usable(sources)))
 
 
-def megabytes(sources: Sequence[Source]) -> float:
-    """Of all that is read."""
-    return sum(size(source.name) for source in sources) / MB
+def volume(sources: Sequence[Source]) -> int:
+    """Bytes of all that is read."""
+    return sum(size(source.name) for source in sources)
 
 
 def contents(sources: Sequence[Source]) -> list[tuple[str, str]]:
@@ -125,4 +123,4 @@ class Usable:
         self.odd += said.findings()
 
     def _read(self, more: float) -> None:
-        self._advance(more / MB)
+        self._advance(more)

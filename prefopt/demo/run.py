@@ -42,6 +42,7 @@ from prefopt.frontier.exact import Frontier, Placement
 from prefopt.model.load import load_model
 from prefopt.model.quiet import quiet
 from prefopt.report.frontier import picture
+from prefopt.terminal import console
 from prefopt.train import sft, train
 from prefopt.train.card import write_results
 from prefopt.train.checkpoint import Checkpoint
@@ -77,32 +78,32 @@ def run(config: Demo) -> None:
     settings = {"seed": config.seed, "full": config.full, **size._asdict()}
     begin(out, settings, config.resume)
     methods = [*rl.FULL, *WITH_FULL, *BESIDE] if config.full else [*rl.REDUCED, *BESIDE]  # the longest first
-    console = Console(highlight=False)
+    screen = console()
     try:
         with workers(jobs=size.seeds * (len(methods) + len(UNDER_NOISE))) as every:
-            console.rule(f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
+            show.heading(screen, f"1. A model that writes film reviews: SFT on {size.corpus:,} of them")
             start = imitate(world, out, size, config.seed)
-            console.rule(f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} pairs")
+            show.heading(screen, f"2. Which of two reviews do readers prefer? DPO on {size.pairs:,} pairs")
             learning = every(learn, [replace(start, seed=config.seed + i) for i in range(size.seeds)])
             with one_thread():
                 flagship = prefer(world, out, start)  # while the reward models learn from the same answers
-            show.line(console, flagship)
+            show.line(screen, flagship)
             rewards = list(learning)
-            console.rule("3. Other methods, on the same pairs")
+            show.heading(screen, "3. Other methods, on the same pairs")
             others = jobs([FLAGSHIP], replace(start, looks=LOOKS), out / "methods", size.seeds)[1:]
             others += jobs(methods, start, out / "methods", size.seeds)
             noisy = jobs(UNDER_NOISE, replace(start, looks=1), out / "noise", size.seeds)
             outcomes = every(perform, [*others, *noisy])
-            beside = [flagship, *shown(console, islice(outcomes, len(others)))]
-            console.rule("4. And where every fifth label is wrong")
-            under_noise = list(shown(console, outcomes))
+            beside = [flagship, *shown(screen, islice(outcomes, len(others)))]
+            show.heading(screen, "4. And where every fifth label is wrong")
+            under_noise = list(shown(screen, outcomes))
     except Stopped as stopped:
         raise Stopped("stopped; the same command with --resume goes on with what is not done yet") from stopped
-    console.rule("5. Against the exact optimum")
+    show.heading(screen, "5. Against the exact optimum")
     figures = told(world, start, rewards, beside, under_noise)
     publish(out, figures, settings, flagship)
-    show.figures(console, figures)
-    console.print(f"\nresults  {out / 'results.json'}\nreport   {out / 'report.html'}")
+    show.figures(screen, figures)
+    screen.print(f"\nresults  {out / 'results.json'}\nreport   {out / 'report.html'}")
 
 
 def told(
@@ -145,10 +146,10 @@ def begin(out: Path, settings: Mapping[str, Any], resume: bool) -> None:
             opened.write(json.dumps(settings) + "\n")
 
 
-def shown(console: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+def shown(screen: Console, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """``outcomes``, with a line for each as it comes."""
     for outcome in outcomes:
-        show.line(console, outcome)
+        show.line(screen, outcome)
         yield outcome
 
 

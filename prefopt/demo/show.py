@@ -7,12 +7,19 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 
 from prefopt.demo.methods import Outcome
 from prefopt.statistics import Interval
 
 Row = Mapping[str, Any]
+HEADING = 80
+"""letters, where no window sets them"""
+
+
+def heading(console: Console, text: str) -> None:
+    console.print(Rule(text), width=console.width if console.is_terminal else HEADING)
 
 
 def line(console: Console, outcome: Outcome) -> None:

@@ -24,7 +24,7 @@ from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
 from prefopt.model.scoring import scored
 from prefopt.rl.rewards import Reward
-from prefopt.statistics import Interval, clustered_bootstrap
+from prefopt.statistics import Interval, mean
 from prefopt.types import Encoded
 
 MAX_NEW_TOKENS = 128
@@ -111,13 +111,11 @@ def estimate(
 ) -> Estimate:
     """From P examples with n responses each: their log-probs [P][n] under both models, and rewards [P n]."""
     of = np.repeat(np.arange(len(drawn)), [len(example.responses) for example in drawn])
-    if len(drawn) == 1:
-        of = np.arange(len(of))  # of one prompt there is only the spread of its responses to know
     ratios = np.concatenate([np.subtract(ours, theirs) for ours, theirs in zip(policy, reference, strict=True)])
     lengths = np.array([len(response) for example in drawn for response in example.responses])
     return Estimate(
-        kl=clustered_bootstrap(ratios, of),
-        reward=None if rewards is None else clustered_bootstrap(rewards, of),
+        kl=mean(ratios, of),
+        reward=None if rewards is None else mean(rewards, of),
         prompts=len(drawn),
         responses=len(lengths),
         tokens=float(lengths.mean()),

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefopt.statistics import Interval
-from prefopt.terminal import duration, printable
+from prefopt.terminal import NO_WINDOW, console, duration, printable
 
 Row = Mapping[str, Any]
 COLUMNS = "run", "steps", "accuracy, training", "held out", "margin", "held-out loss", "KL, nats", "reward", "time"
@@ -24,9 +24,9 @@ _ENDS = re.compile(r" \([^()]* to [^()]*\)")
 """of an interval"""
 
 
-def table(results: Row, console: Console | None = None) -> None:
+def table(results: Row, screen: Console | None = None) -> None:
     """Print one line for each run; columns that no run fills are left out, and where a window is narrow some more."""
-    console = console or Console(highlight=False)
+    screen = screen or console()
     rows = [*_reference(results), *map(_cells, results["runs"])]
     used = [i for i in range(len(COLUMNS)) if any(len(row) > i and row[i] for row in rows)]
     spared = [COLUMNS.index(name) for name in SPARED if COLUMNS.index(name) in used]
@@ -34,15 +34,13 @@ def table(results: Row, console: Console | None = None) -> None:
     choices = ((cells, spared[:n]) for cells in (rows, plain) for n in range(len(spared) + 1))
     tables = [_table(rows, used, None)]
     tables += [_table(cells, [i for i in used if i not in without]) for cells, without in choices]
-    if not console.is_terminal:
-        console.width = _width(tables[0])  # where no window sets it, a table is not to be squeezed
-    shown = next((table for table in tables if _width(table) <= console.width), tables[-1])
-    console.print(shown)
+    shown = next((table for table in tables if _width(table) <= screen.width), tables[-1])
+    screen.print(shown)
     if shown not in tables[:2]:
-        console.print("More columns in a wider window, and in report.html.")
+        screen.print("More columns in a wider window, and in report.html.")
     for run in results["runs"]:
         if run["status"] == "failed":
-            console.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
+            screen.print(Text(printable(f"{run['name']} failed: {run['error']}")), soft_wrap=True)
 
 
 def _table(rows: Sequence[Sequence[str]], used: Sequence[int], name: int | None = NAME) -> Table:
@@ -56,7 +54,7 @@ def _table(rows: Sequence[Sequence[str]], used: Sequence[int], name: int | None 
 
 
 def _width(table: Table) -> int:
-    return Console(width=10_000).measure(table).maximum
+    return Console(width=NO_WINDOW).measure(table).maximum
 
 
 def _reference(results: Row) -> list[list[str]]:

@@ -24,6 +24,7 @@ from prefopt.data.render import PLAIN_TEMPLATE
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.load import count_parameters, load_tokenizer, readable
 from prefopt.model.quiet import quiet
+from prefopt.terminal import counted
 from prefopt.whole import whole_folder
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -216,7 +217,7 @@ def _print(config: NewModel, tokenizer: Any, shape: Shape, model: Any) -> None:
     rows = {
         "architecture": config.architecture,
         "parameters": f"{count:,} (asked for {config.size})",
-        "shape": f"{shape.layers} layers, width {shape.width}, {shape.heads} heads",
+        "shape": f"{counted(shape.layers, 'layer')}, width {shape.width}, {counted(shape.heads, 'head')}",
         "embeddings": "one for input and output" if model.config.tie_word_embeddings else "two: input, output",
         "vocabulary": f"{len(tokenizer):,} tokens" + (f" (asked for {config.vocab:,})" if config.vocab else ""),
         "longest": f"{config.max_length:,} tokens",

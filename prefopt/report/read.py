@@ -92,7 +92,7 @@ def read_run(folder: Path, name: str) -> Run:
         raise UserError(f"{folder} {what}; name the --out of a run")
     history = read_metrics(files["metrics.jsonl"]) if files["metrics.jsonl"].is_file() else []
     finished = files["results.json"].is_file()
-    given = config.read(files["config.yaml"]) if files["config.yaml"].is_file() else {}
+    given = config.recorded(files["config.yaml"]) if files["config.yaml"].is_file() else {}
     return Run(
         folder,
         name,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prefopt.report.read import Run
 from prefopt.terminal import counted
-from prefopt.train.table import Figures, accuracy, undecided
+from prefopt.train.table import Figures, accuracy, mean_reward, meaningful
 
 LISTED = 5
 """names of runs in a sentence"""
@@ -39,7 +39,7 @@ def _of_one(run: Run) -> str:
         share = f"the tuned model gives the better answer the higher reward in {accuracy(after)}"
         return f"On {pairs} {share}{_loss(before, after)}."
     if "reward" in before and "reward" in after:
-        went = f"from {before['reward']:.3f} to {after['reward']:.3f}, {after['kl']:.2f} nats from the reference"
+        went = f"from {before['reward']:.3f} to {mean_reward(after)}, {after['kl']:.2f} nats from the reference"
         return f"On {name} prompts the mean reward of what the model answers went {went}."
     if "loss" in before and "loss" in after:
         steps = f" in {counted(run.results['steps'], 'step')}" if "steps" in run.results else ""
@@ -95,4 +95,4 @@ def _listed(names: Sequence[str]) -> str:
 
 def prefers(figures: Figures) -> bool:
     """Whether an accuracy means anything: it does not while policy and reference are the same model."""
-    return "rewards/accuracies" in figures and not undecided(figures)
+    return "rewards/accuracies" in meaningful(figures)

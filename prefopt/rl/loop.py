@@ -144,4 +144,5 @@ def _clip(optimizer: torch.optim.Optimizer, most: float) -> float:
 def evaluate(state: PPOState, asked: Sequence[Encoded], schedule: Schedule, method: PPO) -> dict[str, float]:
     """What the policy does on prompts that it does not learn from: the same draws whenever it is asked."""
     generator = method.generator(state.cast, state.encoder, schedule.seed, 3)
-    return state.cast.roll_out(asked, method.samples, generator).described()
+    rollouts = state.cast.roll_out(asked, method.samples, generator)
+    return rollouts.described() | rollouts.interval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,10 +10,9 @@ import numpy as np
 from prefopt import config as settings
 from prefopt.data.shelf import each
 from prefopt.display import Display
-from prefopt.model.load import count_parameters, load_config
 from prefopt.rl.reward_model import RewardLoss, RewardObjective, load_reward_model, scored
 from prefopt.statistics import proportion
-from prefopt.train import defaults, outcome
+from prefopt.train import outcome
 from prefopt.train.job import Job
 from prefopt.train.run import Tuning
 from prefopt.train.session import execute
@@ -27,9 +25,6 @@ BINS = 10
 def run(config: settings.Reward, dry_run: bool = False) -> dict[str, Any]:
     """The results; empty after a dry run. UserError, RunFailed and Stopped as every run's."""
     loss = RewardLoss(config.rankings, config.margin, config.center)
-    if config.learning_rate is None:  # a head that begins at nothing has more to learn than a policy
-        rate = defaults.sft_rate(count_parameters(load_config(config.model))) / 2
-        config = dataclasses.replace(config, learning_rate=float(f"{rate:.1e}"))
     with Display(0, "set-up") as display:
         job = Job.plan(config, cast(Any, loss), display)
         if config.margin and {s for scores in each(job.data.train, "scores") for s in scores} <= {0.0, 1.0}:

@@ -15,6 +15,7 @@ from prefopt.model.language_model import LanguageModel
 from prefopt.rl.ppo import entropy
 from prefopt.rl.rewards import Reward
 from prefopt.rl.value import ValueModel
+from prefopt.statistics import mean
 from prefopt.types import Encoded, PackedBatch
 
 
@@ -48,6 +49,12 @@ class Rollouts:
             "response_length": float(self.length.double().mean()),
             "ended": float(self.ended.double().mean()),
         }
+
+    def interval(self) -> dict[str, float]:
+        """Of the mean reward, 95 %, over prompts."""
+        prompts = np.repeat(np.arange(len(self.examples)), [len(example.responses) for example in self.examples])
+        _, low, high = mean(self.scores.double().cpu().numpy(), prompts)
+        return {"reward_low": low, "reward_high": high}
 
 
 def token_indices(examples: Sequence[Encoded]) -> dict[int, np.ndarray]:

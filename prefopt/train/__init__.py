@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.errors import UserError
+
 
 def train(
     *, model: str, data: str | Sequence[str], out: str | Path, loss: Any = "dpo", **settings: Any
@@ -30,8 +32,12 @@ def train(
 
     spec, options = losses.spec_of(loss)
     options |= settings.pop("loss_options", None) or {}
-    fields = config.Train.__dataclass_fields__
-    options |= {key: settings.pop(key) for key in [*settings] if key not in fields}  # beta=0.3, as --beta 0.3
+    fields, known = [*config.Train.__dataclass_fields__], losses.options_of(spec)
+    for key in settings.keys() - fields:
+        if key not in known:
+            named = [spec] if isinstance(spec, str) else []
+            raise UserError(config.unknown(key, config.Setting(None, "train()"), [*fields, *known], named))
+        options[key] = settings.pop(key)  # beta=0.3, as --beta 0.3
     given = {"loss": spec, "loss_options": options}
     resolved = _config(config.Train, model=model, data=data, out=out, **given, **settings)
     return run(resolved, losses.make_loss(resolved.loss, resolved.loss_options))
@@ -42,6 +48,11 @@ def sft(*, model: str, data: str | Sequence[str], out: str | Path, **settings: A
     from prefopt import config, losses
     from prefopt.train.run import run
 
+    if "loss" in settings:
+        raise UserError("sft() takes no loss: it imitates the chosen responses; train() tunes with one")
+    fields = [*config.SFT.__dataclass_fields__]
+    for key in settings.keys() - fields:
+        raise UserError(config.unknown(key, config.Setting(None, "sft()"), fields, []))
     return run(_config(config.SFT, model=model, data=data, out=out, **settings), losses.SFT())
 
 

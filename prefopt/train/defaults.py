@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prefopt.config import Training
+from prefopt.config import Reward, Training
 from prefopt.errors import UserError
 from prefopt.model.footprint import MOST_TOKENS, kept_a_token
 from prefopt.train.loop import Schedule
@@ -45,6 +45,8 @@ def schedule(config: Training, examples: int, parameters: int, imitates: bool) -
     if config.max_steps is not None:
         steps = min(steps, config.max_steps)
     rate = sft_rate(parameters) if imitates else dpo_rate(parameters)
+    if isinstance(config, Reward):  # a head that begins at nothing has more to learn than a policy
+        rate = sft_rate(parameters) / 2
     return Schedule(
         steps=steps,
         batch_size=config.batch_size,

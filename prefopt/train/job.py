@@ -54,6 +54,8 @@ class Job:
     data: Prepared
     schedule: Schedule
     parameters: int
+    chosen: set[str] = dataclasses.field(default_factory=set)
+    """settings that nobody set"""
 
     @classmethod
     def plan(cls, config: settings.Training, loss: losses.Loss, display: Display, prepare: Prepare = prepare) -> Job:
@@ -97,6 +99,7 @@ class Job:
         budget = config.tokens_per_microbatch or _recorded(config, "tokens_per_microbatch")
         budget = budget or defaults.tokens_per_microbatch(device, job.held(), job.bytes_a_token)
         job.config = dataclasses.replace(resolved, tokens_per_microbatch=budget)
+        job.chosen = settings.chosen(config, job.config)
         _ = job.code  # as it is now, when it is loaded
         return job
 
@@ -145,14 +148,14 @@ class Job:
         if found:
             self.check_unchanged(found.state["data"])
             return
-        begun = settings.dump(dataclasses.replace(self.config, resume=False))
+        begun = settings.dump(dataclasses.replace(self.config, resume=False), self.chosen)
         with writable(self.out):
             (self.out / "config.yaml").write_text(begun, encoding="utf-8")
 
     def check_unchanged(self, data: str, code: str | None = None) -> None:
         """UserError unless the run in the folder had these settings, and data and ``code`` of these fingerprints."""
         file = self.out / "config.yaml"
-        before, now = settings.read(file), yaml.safe_load(settings.dump(self.config))
+        before, now = settings.recorded(file), yaml.safe_load(settings.dump(self.config))
         if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
             raise UserError(f"--out {self.out} holds a run of another command: choose another folder")
         begun = f"this run began ({file})"
@@ -254,5 +257,5 @@ def _came_to_nothing(out: Path, held: set[str]) -> bool:
 def _recorded(config: settings.Training, key: str) -> Any:
     """What was chosen when the run that is resumed began."""
     file = config.out / "config.yaml"
-    recorded = settings.read(file) if config.resume and file.exists() else {}
+    recorded = settings.recorded(file) if config.resume and file.exists() else {}
     return recorded[key].value if key in recorded else None

@@ -65,7 +65,7 @@ def prepare(config: Training, tokenizer: Any, unit: Unit, max_length: int | None
         examples = Chosen(data.examples, plan.repeated(data.weights, config.seed))
         made = plan.units(examples, unit)
         if unit == "response" and (rankings := sum(len(scores) > 2 for scores in each(examples, "scores"))):
-            notes.append(f"of {rankings:,} rankings only the best and the worst response are learned from")
+            notes.append(f"of {counted(rankings, 'ranking')} only the best and the worst response are learned from")
         if unit == "response" and len(made):
             notes.append(_labels([score for (score,) in each(made, "scores")]))
         findings.extend(_unfit(made, unit))

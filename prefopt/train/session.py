@@ -3,7 +3,7 @@
 Here are the folder's lock, the checkpoints, the signals, and where figures go. A `Course` says what a step is and what
 must be saved.
 
-config.yaml      the settings, with what was chosen
+config.yaml      the settings; what was chosen stands there as comments
 metrics.jsonl    a line for every step and every evaluation
 checkpoints/     to resume from
 model/           what AutoModelForCausalLM.from_pretrained reads
@@ -34,6 +34,7 @@ from prefopt.train.guard import Guard
 from prefopt.train.job import Job, check_folder
 from prefopt.train.loop import Hooks
 from prefopt.train.metrics import MetricsFile
+from prefopt.train.table import meaningful
 from prefopt.train.track import Trackers
 
 
@@ -169,8 +170,9 @@ class Recorder:
         self.display.step(step, values)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        self.file.write(step, split, values)
-        self.trackers.log(step, split, values)
+        told = meaningful(values)
+        self.file.write(step, split, told)
+        self.trackers.log(step, split, told)
 
     def pause(self, step: int) -> None:
         """Ends the run if a signal asked for it, with all saved."""

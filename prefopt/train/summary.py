@@ -23,8 +23,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.terminal import counted, printable
-from prefopt.train.table import Figures, accuracy, table_rows
+from prefopt.terminal import NO_WINDOW, console, counted, printable
+from prefopt.train.table import OF_NO_PAIR, Figures, accuracy, mean_reward, table_rows, worded
 from prefopt.train.warnings import WARNINGS, Run
 
 
@@ -80,13 +80,16 @@ def _changes(run: Run) -> list[str]:
             parts.append(f"reward accuracy {accuracy(after)}{_among(after, run.unit)}")
         if "rewards/margins" in after:
             parts.append(f"mean margin {after['rewards/margins']:+.3f}")
+        elif after.keys() >= OF_NO_PAIR:
+            rewards = f"{after['rewards/chosen']:+.3f}, of undesirable ones {after['rewards/rejected']:+.3f}"
+            parts.append(f"mean reward of desirable responses {rewards}")
         if "reward" in before and "reward" in after:
-            parts.append(f"mean reward {before['reward']:.3f} → {after['reward']:.3f} at KL {after['kl']:.2f} nats")
+            parts.append(f"mean reward {before['reward']:.3f} → {mean_reward(after)} at KL {after['kl']:.2f} nats")
         if parts:
             lines.append(f"{name}: {'; '.join(parts)}.")
     name, before, after = run.judged
-    if chosen := _moved("chosen", before, after):
-        rejected = _moved("rejected", before, after)
+    if chosen := _moved("chosen", before, after, run.unit):
+        rejected = _moved("rejected", before, after, run.unit)
         lines.append(f"On {name} data the {chosen}{'; the ' + rejected if rejected else ''}.")
     return lines
 
@@ -96,13 +99,13 @@ def _among(figures: Figures, unit: str) -> str:
     return f" on {counted(int(figures['pairs']), unit)}{prompts}" if "pairs" in figures else ""
 
 
-def _moved(which: str, before: Figures, after: Figures) -> str:
+def _moved(which: str, before: Figures, after: Figures, unit: str) -> str:
     name = f"logps/{which}"
     if name not in before or name not in after:
         return ""
     change = after[name] - before[name]
     return (
-        f"{which} responses became {'more' if change >= 0 else 'less'} likely by {abs(change):.1f} nats "
+        f"{worded(which, unit)} responses became {'more' if change >= 0 else 'less'} likely by {abs(change):.1f} nats "
         f"({before[name]:.1f} → {after[name]:.1f})"
     )
 
@@ -118,22 +121,20 @@ def _table(columns: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def render(summary: Summary, results: Mapping[str, Any], console: Console | None = None) -> None:
+def render(summary: Summary, results: Mapping[str, Any], screen: Console | None = None) -> None:
     """Print the table and the words, to stdout unless told otherwise."""
-    console = console or Console(highlight=False)
+    screen = screen or console()
     header, rows = table_rows(results)
     if rows:
         labels, *columns = zip(header, *rows, strict=True)
         for beside in (4, 2, 1):  # as many columns as the window is wide for
             starts = range(0, len(columns), beside)
             tables = [_table([labels, *columns[i : i + beside]]) for i in starts]
-            room = console.options.update_width(1000)
-            if all(Measurement.get(console, room, table).minimum <= console.width for table in tables):
+            room = screen.options.update_width(NO_WINDOW)
+            if all(Measurement.get(screen, room, table).minimum <= screen.width for table in tables):
                 break
-        console.print(*tables)
-    # Where no one's window sets the width, one sentence is one line, to be found by grep.
+        screen.print(*tables)
     for line in summary.lines:
-        console.print(Text(printable(line)), soft_wrap=not console.is_terminal)
+        screen.print(Text(printable(line)))
     for warning in summary.warnings:
-        text = Text.assemble(("warning: ", "bold yellow"), printable(warning))
-        console.print(text, soft_wrap=not console.is_terminal)
+        screen.print(Text.assemble(("warning: ", "bold yellow"), printable(warning)))

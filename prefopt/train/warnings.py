@@ -7,9 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from prefopt.train.table import Figures, accuracy, undecided
+from prefopt.terminal import counted
+from prefopt.train.table import Figures, accuracy, meaningful, worded
 
 DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
 """fall of the chosen responses' log-probability that counts: above both, since a tenth of a short answer's is noise"""
@@ -27,6 +29,8 @@ NOTHING_LEARNED = 0.05
 """accuracy's distance from one half"""
 KL_EXPLODED = 25.0
 """nats a response: twice the largest target among the runs of Rafailov et al. 2023 (12)"""
+MUCH_CLIPPED = 0.3
+"""of PPO's tokens, in the median step: what went beyond the clip in its advantage's way has no gradient any more"""
 WIDE_INTERVAL = 0.20
 """from end to end: about 100 independent pairs at an accuracy of one half"""
 
@@ -88,8 +92,9 @@ def no_held_out(run: Run) -> str | None:
 
 def held_out_was_seen(run: Run) -> str | None:
     if run.held_out and run.held_out_seen:
+        were = "was" if run.held_out_seen == 1 else "were"
         return (
-            f"{run.held_out_seen:,} of the held-out prompts were trained on when the start model was made, so the "
+            f"{run.held_out_seen:,} of the held-out prompts {were} trained on when the start model was made, so the "
             "held-out figures flatter; fine-tune it with the same --eval-fraction and --seed, which hold out the same."
         )
     return None
@@ -97,9 +102,10 @@ def held_out_was_seen(run: Run) -> str | None:
 
 def held_out_is_trained_on(run: Run) -> str | None:
     if run.held_out_trained_on:
+        have = "has" if run.held_out_trained_on == 1 else "have"
         return (
-            f"{run.held_out_trained_on:,} held-out examples have a prompt that was trained on too, so the held-out "
-            "figures flatter; leave those out of --eval-data, or let --eval-fraction hold out whole prompts."
+            f"{counted(run.held_out_trained_on, 'held-out example')} {have} a prompt that was trained on too, so the "
+            "held-out figures flatter; leave those out of --eval-data, or let --eval-fraction hold out whole prompts."
         )
     return None
 
@@ -120,8 +126,9 @@ def chosen_fell(run: Run) -> str | None:
         return None
     fall = before["logps/chosen"] - after["logps/chosen"]
     if fall > max(DISPLACED_NATS, DISPLACED_SHARE * abs(before["logps/chosen"])):
+        responses = f"{worded('chosen', run.unit).capitalize()} responses"
         return (
-            f"Chosen responses became less likely: log-probability {before['logps/chosen']:.1f} → "
+            f"{responses} became less likely: log-probability {before['logps/chosen']:.1f} → "
             f"{after['logps/chosen']:.1f} nats on {name} data, so that probability went to other answers; "
             f"{_against_displacement(run)}."
         )
@@ -209,20 +216,21 @@ def held_out_loss_rose(run: Run) -> str | None:
 
 
 def nothing_learned(run: Run) -> str | None:
-    after = [figures for figures in (run.training, run.held_out) if "rewards/accuracies" in figures]
-    near = [abs(figures["rewards/accuracies"] - 0.5) < NOTHING_LEARNED or undecided(figures) for figures in after]
-    if after and all(near):
-        shown = " and ".join(f"{figures['rewards/accuracies']:.3f}" for figures in after)
+    after = [meaningful(figures) for figures in (run.training, run.held_out) if "rewards/margins" in figures]
+    known = [figures["rewards/accuracies"] for figures in after if "rewards/accuracies" in figures]
+    if after and all(abs(share - 0.5) < NOTHING_LEARNED for share in known):
+        shown = " and ".join(f"{share:.3f}" for share in known)
+        found = f"accuracy {shown}, where a coin gives 0.5" if known else "the margins are still 0"
         _, before, now = run.judged
         rose = now.get("loss", 0.0) > before.get("loss", math.inf)
         do = "the loss rose, so lower --learning-rate" if rose else "raise --learning-rate or --epochs"
-        return f"Nothing was learned: accuracy {shown}, where a coin gives 0.5; {do}."
+        return f"Nothing was learned: {found}; {do}."
     return None
 
 
 def preference_reversed(run: Run) -> str | None:
     name, _, after = run.judged
-    if after.get("rewards/accuracies_high", 1.0) < 0.5 and not undecided(after):
+    if meaningful(after).get("rewards/accuracies_high", 1.0) < 0.5:
         return (
             f"The model prefers the rejected responses: {name} accuracy {accuracy(after)}; "
             "check that chosen and rejected are not swapped."
@@ -238,6 +246,17 @@ def kl_exploded(run: Run) -> str | None:
         return (
             f"The policy is far from its reference: KL {kl:.1f} nats on {name} data, where text often degenerates; "
             f"{closer} or lower --learning-rate, and read some samples."
+        )
+    return None
+
+
+def much_clipped(run: Run) -> str | None:
+    known = [record.get("clipfrac", math.nan) for record in run.history if record["split"] == "train"]
+    shares = [share for share in known if math.isfinite(share)]
+    if shares and (share := median(shares)) > MUCH_CLIPPED:
+        return (
+            f"Updates are clipped: clipfrac {share:.2f} in the median step, above {MUCH_CLIPPED}, so the policy moves "
+            "too far for what it has drawn; lower --learning-rate or --passes."
         )
     return None
 
@@ -265,6 +284,7 @@ WARNINGS: tuple[Callable[[Run], str | None], ...] = (
     margins_saturated,
     length_drift,
     kl_exploded,
+    much_clipped,
     interval_wide,
     no_held_out,
 )

@@ -74,9 +74,8 @@ def test_all_of_the_data_is_told_of_in_each_pass(file):
     data = file(*[{**GOOD, "prompt": f"{i} {'x' * 999}"} for i in range(2000)])
     check([data], show=Watched())
     encoded([data], None, Encoder(byte_level()), Watched())
-    megabytes = Path(data).stat().st_size / 1e6
-    assert set(passes) == {("reading", " MB"), ("encoding", " MB")}
-    assert all(told == pytest.approx([megabytes] * 2) for told in passes.values())
+    assert set(passes) == {("reading", "B"), ("encoding", "B")}
+    assert all(told == pytest.approx([Path(data).stat().st_size] * 2) for told in passes.values())
 
 
 def test_what_is_odd_in_the_rows_is_named_by_line(file):
@@ -175,6 +174,9 @@ def test_the_command(file, tmp_path, capsys):
     name = file(chat(), chat("</s>"))
     assert main(["check", name, "--model", "tokenizer", "--max-length", "64"]) == 0
     assert "prefs.jsonl:2" in capsys.readouterr().out
+    long = file(chat(), chat("</s>"), name=f"{'prefs' * 30}.jsonl")
+    assert main(["check", long, "--model", "tokenizer"]) == 0
+    assert f"  {long}:2: a message holds '</s>', which stays text" in capsys.readouterr().out.splitlines()
     assert main(["check", name, "--model", "tokenizer", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["rows"] == 2
     assert main(["check", name, "--model", "tokenizer", "--strict"]) == 2

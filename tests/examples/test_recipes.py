@@ -94,11 +94,11 @@ def test_dialogue_in_order(tmp_path, monkeypatch, capsys):
             assert main([*words, *small[words[0]], *best]) == 0, words
         done.append(words[0])
     assert done == ["sft", "train", "reward", "-m", "sample", "sample", "-m"]
-    answers = [json.loads(line) for line in (tmp_path / "runs/dialogue/best-of-128.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "runs/dialogue/best-of-n.jsonl").read_text().splitlines()]
     assert len(answers) == 16 and all(len(row["prompt"]) == 1 for row in answers)
     capsys.readouterr()
     reward = "runs/dialogue/reward/model"
-    files = ["runs/dialogue/best-of-128.jsonl", "runs/dialogue/single-turn.jsonl"]
+    files = ["runs/dialogue/best-of-n.jsonl", "runs/dialogue/single-turn.jsonl"]
     assert preferred.main([*files, "--reward", reward]) == 2
     assert "chose these responses" in capsys.readouterr().err
 

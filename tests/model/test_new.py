@@ -11,6 +11,7 @@ from prefopt.config import NewModel
 from prefopt.data.encode import Encoder
 from prefopt.errors import RunFailed, UserError
 from prefopt.model.new import ASPECT, choose_shape, default_vocab, model_config, run, train_tokenizer
+from prefopt.terminal import counted
 from prefopt.types import Example, Message, Response
 
 WORDS = ["a", "cat", "sat", "on", "the", "mat", "and", "dog", "saw", "that", "there", "while", "rained", "over", "town"]
@@ -69,7 +70,9 @@ def test_the_table_says_what_was_made(data: Path, tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert f"{sum(p.numel() for p in model.parameters()):,} (asked for 200K)" in said
-    assert f"{model.config.num_hidden_layers} layers, width {model.config.hidden_size}" in said
+    shape = model.config
+    heads = counted(shape.num_attention_heads, "head")
+    assert f"{shape.num_hidden_layers} layers, width {shape.hidden_size}, {heads}\n" in said
 
 
 def test_the_seed_decides_the_weights(data: Path, tmp_path: Path) -> None:

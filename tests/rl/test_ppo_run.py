@@ -108,6 +108,9 @@ def test_the_metrics_have_the_fields_names(whole):
     assert trained[0]["kl"] == pytest.approx(0, abs=1e-5), "the first responses are the reference's own"
     assert trained[0]["kl_coef"] == 0.05 > trained[1]["kl_coef"], "too near to the reference: the penalty sinks"
     results = tiny.results(whole)
+    for line in lines:
+        assert (line["split"] == "eval") == ("reward_low" in line)
+        assert line.get("reward_low", -1.0) <= line["reward"] <= line.get("reward_high", 99.0)
     assert results["method"] == "ppo" and results["held_out"]["before"]["kl"] == pytest.approx(0, abs=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_a_run_learns_who_thanks(given, tmp_path, capsys):
     assert tiny.cli("reward", model, pairs, out, **settings) == 0
     results = tiny.results(out)
     before, after = (results["held_out"][when] for when in ("before", "after"))
-    assert np.isclose(before["loss"], np.log(2)) and before["rewards/accuracies"] == 0.0
+    assert np.isclose(before["loss"], np.log(2)) and "rewards/accuracies" not in before
     assert after["rewards/accuracies"] > 0.9 and after["loss"] < 0.5 and "rewards/accuracies_low" in after
     curve = results["reliability"]["curve"]
     assert sum(point["pairs"] for point in curve) == 15 == results["reliability"]["pairs"]

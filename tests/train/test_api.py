@@ -39,7 +39,7 @@ def test_from_python(given, tmp_path, capsys):
         assert tiny.same(tiny.weights(out), tiny.weights(tmp_path / "name"))
     by_option = api.train(model=given.model, data=given.pairs, beta=0.3, out=tmp_path / "option", **settings)
     assert by_option["loss"] == "DPO(beta=0.3, label_smoothing=0.0)"
-    with pytest.raises(UserError, match="dpo has no option betta; did you mean beta"):
+    with pytest.raises(UserError, match="unknown key betta; did you mean beta"):
         api.train(model=given.model, data=given.pairs, betta=0.3, out=tmp_path / "typo", **settings)
     assert got == {"name": "dpo", "object": "dpo", "class": "Mine", "instance": "Mine", "function": "mine"}
 
@@ -91,6 +91,23 @@ def test_sft_from_python_is_the_command(given, tmp_path):
 def test_from_python_a_setting_is_held_against_its_kind(given, tmp_path, settings, said):
     with pytest.raises(UserError) as error:
         api.train(model=given.model, data=given.pairs, out=tmp_path / "run", **settings)
+    assert said in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "said"),
+    [
+        (api.train, dict(learning_rat=1e-5), "train(): unknown key learning_rat; did you mean learning_rate?"),
+        (api.train, dict(lr=1e-5, loss=DPO(beta=0.2)), "train(): unknown key lr; did you mean learning_rate?"),
+        (api.train, dict(tau=0.1), "train(): tau has no effect on dpo, whose options are beta, label_smoothing"),
+        (api.train, dict(tau=0.1, loss=lambda *_: None), "train(): unknown key tau"),
+        (api.sft, dict(learning_rat=1e-5), "sft(): unknown key learning_rat; did you mean learning_rate?"),
+        (api.sft, dict(loss="dpo"), "sft() takes no loss: it imitates the chosen responses; train() tunes with one"),
+    ],
+)
+def test_from_python_an_unknown_setting_is_named(given, tmp_path, function, settings, said):
+    with pytest.raises(UserError) as error:
+        function(model=given.model, data=given.pairs, out=tmp_path / "run", **settings)
     assert said in str(error.value) and not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefopt import config
 from prefopt import train as api
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
@@ -41,7 +42,8 @@ def test_every_loss_trains_and_reports_under_the_contracts_names(given, tmp_path
     lines = [line for line in tiny.metrics(tmp_path / "run") if line["split"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
-        assert line.keys() >= ALWAYS | OF_UNIT[unit]
+        unknown = set() if line["step"] > 1 else {"rewards/accuracies"}  # of the step that begins at the reference
+        assert line.keys() | unknown >= ALWAYS | OF_UNIT[unit]
         assert all(math.isfinite(value) for key, value in line.items() if key != "split")
     assert tiny.apart(tiny.weights(tmp_path / "run"), tiny.weights_of(given.model)) > 1e-4
 
@@ -101,6 +103,8 @@ def test_results_are_what_metrics_say(evaluated):
         for when, step in (("before", 0), ("after", 5)):
             (line,) = [line for line in lines if (line["step"], line["split"]) == (step, split)]
             assert results[name][when] == {k: v for k, v in line.items() if k not in ("step", "split")}
+            told = any(name.startswith("rewards/accuracies") for name in results[name][when])
+            assert told == (when == "after")  # before, policy and reference are one: there is no accuracy
     assert results["training"]["before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert (results["steps"], results["skipped_steps"], results["read_as"]) == (5, 0, "tree")
 
@@ -150,6 +154,29 @@ def test_config_yaml_repeats_the_run(given, tmp_path):
 
     assert main(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]) == 0
     assert tiny.same(tiny.weights(tmp_path / "a"), tiny.weights(tmp_path / "b"))
+
+
+def test_config_yaml_hands_on_what_was_set_and_not_what_was_chosen(given, tmp_path, capsys):
+    from prefopt.cli import main
+
+    nobodys = dict(learning_rate=None, warmup_steps=None)
+    assert tiny.cli("sft", given.model, given.pairs, tmp_path / "sft", **nobodys) == 0
+    file = tmp_path / "sft" / "config.yaml"
+    known = {key: setting.value for key, setting in config.recorded(file).items()}
+    assert (known["learning_rate"], known["warmup_steps"], known["max_length"]) == (3e-3, 0, 128)
+    assert not {"learning_rate", "warmup_steps", "max_length", "tokens_per_microbatch"} & config.read(file).keys()
+    again = ["--data", given.pairs, "--config", str(file)]
+    assert main(["train", *again, "--loss", "dpo", "--out", str(tmp_path / "dpo")]) == 0
+    dpo = tmp_path / "dpo" / "config.yaml"
+    assert config.recorded(dpo)["learning_rate"].value == 1e-3 and config.recorded(dpo)["beta"].value == 0.1
+    assert main(["train", "--config", str(dpo), "--loss", "ipo", "--out", str(tmp_path / "ipo")]) == 0, "beta is no tau"
+    assert main(["train", "--config", str(dpo), "--resume"]) == 0
+    dpo.write_text(dpo.read_text().replace("# learning_rate: 0.001", "learning_rate: 0.002"))
+    assert main(["train", "--config", str(dpo), "--out", str(tmp_path / "mine")]) == 0
+    assert config.recorded(tmp_path / "mine" / "config.yaml")["learning_rate"].value == 2e-3
+    capsys.readouterr()
+    assert main(["train", "--config", str(dpo), "--beta", "0.3", "--resume"]) == 2
+    assert "--beta is 0.3 and was 0.1 when this run began" in capsys.readouterr().err
 
 
 def test_dry_run_tells_and_writes_nothing(given, tmp_path, capsys):

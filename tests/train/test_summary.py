@@ -8,6 +8,7 @@ from rich.console import Console
 
 from prefopt.losses import Unlikelihood, WithNLL
 from prefopt.rl.reward_model import RewardLoss
+from prefopt.terminal import console
 from prefopt.train.outcome import length_correlation, with_interval
 from prefopt.train.summary import Summary, render, summarize
 from prefopt.train.table import table_rows
@@ -154,12 +155,31 @@ def test_table_shows_what_there_is_and_no_accuracy_where_there_was_no_preference
 
 def _rendered(results, **options):
     file = io.StringIO()
-    render(summarize([], results), results, Console(file=file, highlight=False, **options))
+    render(summarize([], results), results, Console(file=file, **options) if options else console(file))
     return file.getvalue()
 
 
+def test_a_run_that_stayed_at_its_reference_learned_nothing():
+    (said,) = [text for text in _warnings(START, START) if "Nothing was learned" in text]
+    assert "the margins are still 0" in said and "coin" not in said
+
+
+def test_responses_without_pairs_are_desirable_or_not():
+    before = {"loss": 0.5, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "logps/chosen": -20.0, "examples": 8}
+    after = before | {"rewards/chosen": 1.25, "rewards/rejected": -0.5, "logps/chosen": -40.0}
+    found = {"unit": "response", "training": {"before": before, "after": after}}
+    table = {row[0]: row[1:] for row in table_rows(found)[1]}
+    assert table["reward(desirable)"] == ["+0.000", "+1.250"] and table["reward(undesirable)"] == ["+0.000", "-0.500"]
+    assert table["log p(desirable)"] == ["-20.0", "-40.0"]
+    summary = summarize([], found)
+    said = " ".join([*summary.lines, *summary.warnings])
+    assert "mean reward of desirable responses +1.250, of undesirable ones -0.500" in said
+    assert "the desirable responses became less likely" in said and "Desirable responses became less likely" in said
+    assert "chosen" not in said and "rejected" not in said
+
+
 def test_rendered_for_a_pipe_one_sentence_is_one_line():
-    text = _rendered(NO_HELD_OUT, width=80)
+    text = _rendered(NO_HELD_OUT)
     assert "\x1b" not in text and "  95 % interval" in text
     assert [line for line in text.splitlines() if line.startswith("warning: ")] == [
         f"warning: {summarize([], NO_HELD_OUT).warnings[0]}"
@@ -228,6 +248,26 @@ def test_a_reward_that_fell(after, warned):
     splits = {"before": {"reward": -0.305, "kl": 0.0}, "after": {"reward": after, "kl": 1.6}}
     found = summarize([], {"training": splits, "held_out": splits}).warnings
     assert any("The reward fell: -0.305 → -0.408 on held-out prompts" in text for text in found) == warned
+
+
+def test_a_reward_has_its_interval():
+    before = {"reward": 0.5, "reward_low": 0.25, "reward_high": 0.75, "kl": 0.0, "ended": 0.9}
+    after = {"reward": 1.5, "reward_low": -1.25, "reward_high": 2.0, "kl": 3.0, "ended": 0.25}
+    steps = {"before": {"reward": 0.4, "kl": 0.0}, "after": {"reward": 1.4, "kl": 3.0}}
+    results = {"unit": "prompt", "training": steps, "held_out": {"before": before, "after": after}}
+    rows = table_rows(results)[1]
+    assert ["mean reward", "+0.400", "+1.400", "+0.500", "+1.500"] in rows
+    assert ["  95 % interval", "–", "–", "+0.250 to +0.750", "-1.250 to +2.000"] in rows
+    assert ["ended by themselves", "–", "–", "0.900", "0.250"] in rows
+    said = summarize([], results).lines
+    assert "Held-out: mean reward 0.500 → 1.500 (95 % interval -1.250 to 2.000) at KL 3.00 nats." in said
+
+
+@pytest.mark.parametrize(("shares", "warned"), [((0.1, 0.35, 0.4), True), ((0.9, 0.2, 0.29), False), ((), False)])
+def test_updates_that_are_clipped(shares, warned):
+    history = [{"step": i, "split": "train", "clipfrac": share} for i, share in enumerate(shares)]
+    found = _warnings(history=history)
+    assert any("clipfrac 0.35 in the median step, above 0.3" in text for text in found) == warned
 
 
 def test_margins_that_never_saturate():
