@@ -59,8 +59,12 @@ def objective(job: Job, display: Display) -> Objective:
     """The model and, where the loss compares with a reference, the reference's figures for all data."""
     config = job.config
     lm = load_model(config.model, config.dtype, config.device, job.data.longest, learns=True)
-    if why := lm.why or (compile_layers(lm, job.data.longest) if job.compiles else ""):
-        display.note(why)
+    if lm.why:
+        display.note(lm.why)
+    elif job.compiles:
+        display.note("the layers are compiled, which may take half a minute")
+        if why := compile_layers(lm, job.data.longest):
+            display.note(why)
     assert config.tokens_per_microbatch is not None
     made = Objective(job.loss, lm, None, config.tokens_per_microbatch, longest=job.data.longest)
     return reference_sums(job, made, display) if job.loss.needs_reference else made

@@ -62,7 +62,7 @@ def test_a_run_is_the_same(wide, tmp_path, flexible, request, monkeypatch, setti
 
 
 @pytest.mark.parametrize("settings", [{}, {"tokens_per_microbatch": 24}], ids=["whole", "some recomputed"])
-def test_a_run_with_compiled_layers_is_the_same(wide, tmp_path, monkeypatch, settings):
+def test_a_run_with_compiled_layers_is_the_same(wide, tmp_path, monkeypatch, capsys, settings):
     settings = settings | dict(eval_fraction=0.25, batch_size=4, learning_rate=1e-3, eval_every=3, max_steps=6)
     assert tiny.cli("train", wide.model, wide.pairs, tmp_path / "plain", **settings) == 0
     asked, compile = [], LanguageModel.compile
@@ -72,6 +72,7 @@ def test_a_run_with_compiled_layers_is_the_same(wide, tmp_path, monkeypatch, set
     counters.clear()
     assert tiny.cli("train", wide.model, wide.pairs, tmp_path / "run", **settings) == 0
     assert counters["stats"]["unique_graphs"] >= 4
+    assert capsys.readouterr().err.count("layers are compiled") == 1
     [(device, parameters, tokens)] = asked
     assert device.type == "cpu" and parameters == sum(w.numel() for w in tiny.weights(tmp_path / "run").values())
     assert tokens > 6 * 4 * 10  # steps of four pairs
