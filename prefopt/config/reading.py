@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -95,22 +96,8 @@ def build(cls: type[C], settings: Mapping[str, Setting], needed_by: str) -> C:
 
 def read(path: str | Path) -> dict[str, Setting]:
     """What a YAML file sets, by key. UserError where it is no YAML, not flat, or a key comes twice."""
-    return _read(path, lambda text: text)
-
-
-def recorded(path: str | Path) -> dict[str, Setting]:
-    """What a run's ``config.yaml`` tells of it: what was set, and what was chosen and stands there as a comment."""
-
-    def uncommented(text: str) -> str:
-        given, head, chosen = text.partition(CHOSEN)
-        return given + head + re.sub(r"^# ", "", chosen, flags=re.MULTILINE)
-
-    return _read(path, uncommented)
-
-
-def _read(path: str | Path, prepared: Callable[[str], str]) -> dict[str, Setting]:
     try:
-        loader = yaml.SafeLoader(prepared(Path(path).read_text(encoding="utf-8")))
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         root = loader.get_single_node()
         pairs = [] if root is None else root.value
         if root is not None and not isinstance(root, yaml.MappingNode):
@@ -137,7 +124,18 @@ def _read(path: str | Path, prepared: Callable[[str], str]) -> dict[str, Setting
         raise UserError(f"{path}: not valid YAML: {error}") from None
 
 
-CHOSEN = "# Chosen by prefopt, so that another run chooses anew; without its # a line sets it:\n"
+CHOSEN = "# Chosen by prefopt"
+
+
+def recorded(path: str | Path) -> dict[str, Setting]:
+    """What a run's ``config.yaml`` tells of it: what was set, and what was chosen and stands behind it as comments."""
+    given, chosen, behind = read(path), {}, False
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        behind = behind or line.startswith(CHOSEN)
+        if behind and (found := re.fullmatch(r"# (\w+): (.+)", line)):
+            with contextlib.suppress(ValueError):  # a comment of someone's own
+                chosen[found[1]] = Setting(json.loads(found[2]), f"{path}:{number}")
+    return chosen | given
 
 
 def dump(config: Any, chosen: Set[str] = frozenset()) -> str:
@@ -156,9 +154,11 @@ def dump(config: Any, chosen: Set[str] = frozenset()) -> str:
     resume: false
     """
     lines = plain(config)
-    given, left = ({k: v for k, v in lines.items() if (k in chosen) == which} for which in (False, True))
-    text, comment = (yaml.safe_dump(some, sort_keys=False, allow_unicode=True) for some in (given, left))
-    return text + (CHOSEN + re.sub("^", "# ", comment.rstrip(), flags=re.MULTILINE) + "\n" if left else "")
+    given = {key: value for key, value in lines.items() if key not in chosen}
+    comments = [f"# {key}: {json.dumps(value)}\n" for key, value in lines.items() if key in chosen]
+    if comments:
+        comments.insert(0, f"{CHOSEN}; another run that is given this file chooses anew:\n")
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True) + "".join(comments)
 
 
 def chosen(given: Any, resolved: Any) -> set[str]:

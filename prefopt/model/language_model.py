@@ -11,9 +11,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from prefopt.model.graphs import Graphs, filled
 from prefopt.model.logprobs import Head, token_logps
 from prefopt.model.narrow import narrow
 from prefopt.model.quiet import quiet
-from prefopt.model.recompute import SLACK, how_many, layers_of, recomputing
+from prefopt.model.recompute import SLACK, how_many, layers_of, recomputing, twice
 from prefopt.model.tree import pack, pack_rows
 from prefopt.types import Encoded, LogProbs, PackedBatch
 
@@ -247,10 +248,16 @@ class LanguageModel:
 
 def _where_it_learns(layer: Any, backend: str) -> Callable[..., Any]:
     """The layer, compiled where there is a gradient. Its batches have many lengths, and none may cost a compilation."""
-    compiled = torch.compile(layer._call_impl, dynamic=True, backend=backend)
+    plain, known = type(layer)._call_impl, ref(layer)  # a layer that holds what holds it outlives its model
+    compiled = torch.compile(plain, dynamic=True, backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else layer._call_impl)(*args, **kwargs)
+        layer: Any = known()
+        if not torch.is_grad_enabled():
+            return plain(layer, *args, **kwargs)
+        if layer.gradient_checkpointing:  # around what is compiled: within, a compiler leaves the layer as it is
+            return twice(layer, partial(compiled, layer, **kwargs), *args)
+        return compiled(layer, *args, **kwargs)
 
     return call
 

@@ -32,8 +32,7 @@ class NarrowLinear(nn.Linear):
         dtype = torch.get_autocast_dtype(kind)
         # Compiled code can't tell whether a weight has changed; it reads what was made ready before.
         weight = self._narrow if torch.compiler.is_compiling() else self.narrow(dtype)
-        out = _product(input.to(dtype), weight, self.weight)
-        return out if self.bias is None else out + self.bias.to(dtype)
+        return _product(input.to(dtype), weight, self.weight, self.bias)
 
     def narrow(self, dtype: torch.dtype) -> Tensor:
         """The weight as it is now, in ``dtype``; always in the same place. What changes ``weight.data`` goes unseen."""
@@ -79,9 +78,9 @@ _wide: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
 
 
 @torch.library.custom_op("prefopt::product", mutates_args=())
-def _product(x: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
-    """x W' [..., out] of ``narrow`` [out, in]; ``weight``, of which that is a copy, is told its gradient."""
-    return F.linear(x, narrow)
+def _product(x: Tensor, narrow: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W' + b [..., out] of ``narrow`` [out, in]; ``weight``, of which that is a copy, is told its gradient."""
+    return F.linear(x, narrow, None if bias is None else bias.to(narrow.dtype))
 
 
 @torch.library.custom_op("prefopt::product_backward", mutates_args=())
@@ -97,7 +96,7 @@ def _product_backward(upstream: Tensor, x: Tensor, narrow: Tensor) -> Tensor:
 
 
 @_product.register_fake
-def _(x: Tensor, narrow: Tensor, weight: Tensor) -> Tensor:
+def _(x: Tensor, narrow: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], narrow.shape[0])
 
 
@@ -106,13 +105,15 @@ def _(upstream: Tensor, x: Tensor, narrow: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    x, narrow, _ = inputs
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    x, narrow, _, bias = inputs
     ctx.save_for_backward(x, narrow)
+    ctx.biased = bias is not None
 
 
-def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-    return _product_backward(upstream, *ctx.saved_tensors), None, None
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
+    d_bias = upstream.flatten(0, -2).sum(0, dtype=torch.float32) if ctx.biased else None
+    return _product_backward(upstream, *ctx.saved_tensors), None, None, d_bias
 
 
 _product.register_autograd(_backward, setup_context=_keep)

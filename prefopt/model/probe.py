@@ -79,31 +79,46 @@ def learn(lm: LanguageModel, examples: list[Encoded]) -> None:
 def compile_layers(lm: LanguageModel, longest: int) -> str:
     """Compile the layers of ``lm``, which is read as a tree; why not, where they don't give and learn what they did."""
     examples = random_examples(lm, longest, COMPILED_AT)
-    before = learnt(lm, examples)
-    lm.compile()
     try:
-        token, gradient = (now - then for now, then in zip(learnt(lm, examples), before, strict=True))
+        before = learnt(lm, examples)
+        lm.compile()
+        problem = difference(lm, learnt(lm, examples), before)
     except Exception as error:  # whatever a compiler raises
         log.debug("compiling", exc_info=True)
         problem = f"{type(error).__name__}: {' '.join(str(error).split()[:24])}"
-    else:
-        far, lost = float(token.abs().max()), float((gradient.abs() / (before[1] + before[1].mean())).max())
-        problem = f"log-probs would differ by up to {far:.2g} nats" if far > TOLERANCE[lm.dtype] else ""
-        problem = problem or (f"a gradient would differ by {lost:.0%}" if lost > LOST else "")
     if problem:
         lm.compile(wanted=False)
         return f"the layers of {type(lm.bare).__name__} are not compiled, so a step takes longer: {problem}"
     return ""
 
 
-def learnt(lm: LanguageModel, examples: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N] token log-probs, and [W] the norm of the gradient of each weight in the layers that is trained."""
-    token = lm.logprobs(lm.pack(examples)).token
-    assert token is not None
-    token.sum().backward()
-    norms = [torch.zeros(()) if p.grad is None else p.grad.norm().cpu() for p in trained(lm)]
-    lm.module.zero_grad()
+Learnt = tuple[torch.Tensor, torch.Tensor]
+"""[N] token log-probs, and [W] the norm of the gradient of each weight in the layers that is trained"""
+
+
+def learnt(lm: LanguageModel, examples: list[Encoded]) -> Learnt:
+    """Of one pass over all of them."""
+    try:
+        token = lm.logprobs(lm.pack(examples)).token
+        assert token is not None
+        token.sum().backward()
+        norms = [torch.zeros(()) if p.grad is None else p.grad.norm().cpu() for p in trained(lm)]
+    finally:
+        lm.module.zero_grad()
     return token.detach(), torch.stack(norms)
+
+
+def difference(lm: LanguageModel, now: Learnt, before: Learnt) -> str:
+    """In words, where it is more than rounding."""
+    far = float((now[0] - before[0]).abs().max())
+    if not far <= TOLERANCE[lm.dtype]:  # nan is no number to be below
+        return f"log-probs would differ by up to {far:.2g} nats"
+    norm = before[1]
+    lost = float(((now[1] - norm).abs() / (norm + norm.mean())).max())
+    if not lost <= LOST:
+        return f"a gradient would differ by {lost:.0%}"
+    gone = int(((now[1] == 0) & (norm > 0)).sum())
+    return f"{gone} gradients would be left out" if gone else ""
 
 
 def trained(lm: LanguageModel) -> list[torch.nn.Parameter]:

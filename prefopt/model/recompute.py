@@ -57,7 +57,7 @@ def recomputing(layers: Sequence[Any]) -> Iterator[None]:
     before = [layer.training for layer in layers]
     for layer in layers:
         layer.gradient_checkpointing = layer.training = True  # transformers asks for both
-        layer._gradient_checkpointing_func = partial(_twice, layer)
+        layer._gradient_checkpointing_func = partial(twice, layer)
     try:
         yield
     finally:
@@ -66,9 +66,9 @@ def recomputing(layers: Sequence[Any]) -> Iterator[None]:
             del layer._gradient_checkpointing_func  # it holds the layer, which would hold itself
 
 
-def _twice(layer: Any, run: Callable[..., Any], *inputs: Any) -> Any:
-    layer.training = False  # as it will be when it runs again
+def twice(layer: Any, run: Callable[..., Any], *inputs: Any) -> Any:
+    layer.gradient_checkpointing = layer.training = False  # as they will be when it runs again
     try:
         return checkpoint(run, *inputs, use_reentrant=False)
     finally:
-        layer.training = True
+        layer.gradient_checkpointing = layer.training = True

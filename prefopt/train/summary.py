@@ -81,8 +81,9 @@ def _changes(run: Run) -> list[str]:
         if "rewards/margins" in after:
             parts.append(f"mean margin {after['rewards/margins']:+.3f}")
         elif after.keys() >= OF_NO_PAIR:
-            rewards = f"{after['rewards/chosen']:+.3f}, of undesirable ones {after['rewards/rejected']:+.3f}"
-            parts.append(f"mean reward of desirable responses {rewards}")
+            chosen, rejected = (worded(which, run.unit) for which in ("chosen", "rejected"))
+            rewards = f"{after['rewards/chosen']:+.3f}, of {rejected} ones {after['rewards/rejected']:+.3f}"
+            parts.append(f"mean reward of {chosen} responses {rewards}")
         if "reward" in before and "reward" in after:
             parts.append(f"mean reward {before['reward']:.3f} → {mean_reward(after)} at KL {after['kl']:.2f} nats")
         if parts:

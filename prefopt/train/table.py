@@ -13,7 +13,8 @@ NO_PREFERENCE = 1e-4
 
 def undecided(figures: Figures) -> bool:
     """Whether policy and reference are still the same model, so that an accuracy means nothing."""
-    return abs(figures.get("rewards/margins", 1.0)) < NO_PREFERENCE
+    means = [figures.get(f"rewards/{name}", 0.0) for name in ("margins", "chosen", "rejected")]
+    return "rewards/margins" in figures and all(abs(value) < NO_PREFERENCE for value in means)
 
 
 def meaningful(figures: Figures) -> Figures:

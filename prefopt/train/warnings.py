@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from prefopt.terminal import counted
-from prefopt.train.table import Figures, accuracy, meaningful, worded
+from prefopt.train.table import Figures, accuracy, meaningful, undecided, worded
 
 DISPLACED_NATS, DISPLACED_SHARE = 1.0, 0.10
 """fall of the chosen responses' log-probability that counts: above both, since a tenth of a short answer's is noise"""
@@ -218,11 +218,12 @@ def held_out_loss_rose(run: Run) -> str | None:
 def nothing_learned(run: Run) -> str | None:
     after = [meaningful(figures) for figures in (run.training, run.held_out) if "rewards/margins" in figures]
     known = [figures["rewards/accuracies"] for figures in after if "rewards/accuracies" in figures]
-    if after and all(abs(share - 0.5) < NOTHING_LEARNED for share in known):
+    still = all(undecided(figures) for figures in after)
+    if after and (known or still) and all(abs(share - 0.5) < NOTHING_LEARNED for share in known):
         shown = " and ".join(f"{share:.3f}" for share in known)
         found = f"accuracy {shown}, where a coin gives 0.5" if known else "the margins are still 0"
         _, before, now = run.judged
-        rose = now.get("loss", 0.0) > before.get("loss", math.inf)
+        rose = bool(known) and now.get("loss", 0.0) > before.get("loss", math.inf)  # else it is rounding
         do = "the loss rose, so lower --learning-rate" if rose else "raise --learning-rate or --epochs"
         return f"Nothing was learned: {found}; {do}."
     return None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
+from weakref import ref
+
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from prefopt.model import probe
@@ -47,14 +52,58 @@ def test_log_probs_and_gradients_are_those_of_the_layers_as_they_were(name, dtyp
     assert all(p.grad is not None for p in lm.module.parameters() if p.requires_grad)
 
 
-def test_layers_share_what_is_compiled_and_no_length_costs_another_one():
+@pytest.fixture
+def ran() -> list[Callable]:
+    """What was compiled, once for each time that it ran."""
+    return []
+
+
+@pytest.fixture
+def counting(ran):
+    def compiled(graph, inputs):
+        return lambda *given: ran.append(graph) or graph.forward(*given)
+
+    return aot_autograd(fw_compiler=compiled, bw_compiler=compiled)
+
+
+def test_layers_share_what_is_compiled_and_no_length_costs_another_one(counting, ran):
+    lm = made("llama")
+    lm.compile(backend=counting)
+    for seed in range(3):
+        steps(lm, [seed])
+        assert graphs() == 4  # to attention and from it, in the layer and in the module within
+    assert len(ran) == 3 * 2 * 4 * len(lm.layers)
+
+
+def test_layers_that_are_computed_twice_are_compiled_too(counting, ran):
+    lm = made("llama")
+    lm.compile(backend=counting)
+    gradients, logps = [], []
+    for room, times in ((None, 2), (1, 3)):
+        lm.module.zero_grad()
+        ran.clear()
+        logps.append(lm.logprobs(lm.pack(examples(0)), room).sum)
+        logps[-1].sum().backward()
+        gradients.append([p.grad.clone() for p in lm.module.parameters()])
+        assert len(ran) == times * 4 * len(lm.layers) and graphs() == 4
+    assert torch.equal(*logps)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert not any(layer.gradient_checkpointing or layer.training for layer in lm.layers)
+
+
+def test_a_compiled_model_is_gone_when_nobody_has_it():
     lm = made("llama")
     lm.compile(backend="eager")
-    steps(lm, range(1))
-    assert graphs() == 4  # to attention and from it, in the layer and in the module within
-    steps(lm, range(1, 4))
-    lm.logprobs(lm.pack(examples(4)), room=1).sum.sum().backward()  # recomputed
-    assert graphs() == 4
+    steps(lm, [0])
+    torch._dynamo.reset()
+    weight = ref(lm.layers[0].mlp.up_proj.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del lm
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_a_recording_compiles_nothing(flexible):
@@ -97,6 +146,8 @@ def test_what_is_compiled_is_held_against_what_was(monkeypatch):
     "does, said",
     [
         (lambda call, *args, **kwargs: call(*args, **kwargs) * 1.5, "log-probs would differ"),
+        (lambda call, *args, **kwargs: call(*args, **kwargs) * float("nan"), "log-probs would differ by up to nan"),
+        (lambda call, *args, **kwargs: call(*args, **kwargs).detach(), "gradient"),
         (lambda call, *args, **kwargs: 1 / 0, "ZeroDivisionError"),
     ],
 )
@@ -110,6 +161,14 @@ def test_what_is_compiled_wrongly_is_not_used(monkeypatch, does, said):
     before = lm.score(lm.pack(examples(0))).token
     assert said in probe.compile_layers(lm, 64)
     assert torch.equal(lm.score(lm.pack(examples(0))).token, before)
+
+
+def test_no_gradient_is_too_small_to_be_missed():
+    lm, token = made("llama"), torch.zeros(3)
+    before, now = torch.tensor([1.0, 1e-4]), torch.tensor([1.0, 0.0])
+    assert "1 gradients would be left out" in probe.difference(lm, (token, now), (token, before))
+    assert probe.difference(lm, (token, before), (token, before)) == ""
+    assert probe.difference(lm, (token, now), (token, now)) == ""  # what had none has none
 
 
 @cuda
