@@ -12,7 +12,7 @@ from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.data.shelf import COLUMNS, Writer
 from prefopt.errors import UserError
-from tests.data.test_encode import CHATML, LLAMA, byte_level, metaspace
+from tests.data.made import CHATML, LLAMA, byte_level, metaspace
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.data.findings import by_kind
 from prefopt.progress import Unseen
-from tests.data.test_encode import CHATML, OPENED, THINKING, byte_level, metaspace
+from tests.data.made import CHATML, OPENED, THINKING, byte_level, metaspace
 
 GOOD = {"prompt": "what is 2 + 2?", "chosen": " It is 4.", "rejected": " It is five."}
 

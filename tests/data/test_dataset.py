@@ -9,7 +9,7 @@ from prefopt.data import plan
 from prefopt.data.dataset import encoded
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
-from tests.data.test_encode import byte_level
+from tests.data.made import byte_level
 
 
 @pytest.fixture(autouse=True)

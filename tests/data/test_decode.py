@@ -18,7 +18,7 @@ from prefopt.generate import TransformersGenerator
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.model.scoring import scored
 from prefopt.types import Encoded, Example, Message, Response
-from tests.data.test_encode import CHATML, LLAMA, OPENED, THINKING, byte_level, metaspace, unigram, user
+from tests.data.made import CHATML, LLAMA, OPENED, THINKING, byte_level, metaspace, unigram, user
 from tests.train import tiny
 
 # As Mistral's first ones: a space behind [/INST], and the end token right behind the answer.
