@@ -7,13 +7,7 @@ crash. docs/sentiment.md says what is done and what came of it; --config example
 paper's scale.
 """
 
-# ruff: noqa: E402  the environment is prepared first
-
 from __future__ import annotations
-
-from prefopt.environment import prepare
-
-prepare()  # as the command line does, before torch is imported
 
 import argparse
 import itertools
