@@ -46,6 +46,7 @@ class Response:
     ``content`` is text when the prompt is text, messages when the prompt is messages (the last one
     an assistant's). ``score`` is higher for better and only compared within one Example; for
     unpaired data (KTO) it is 1.0 for desirable and 0.0 for undesirable; None for a demonstration.
+    ``ended``: it came to its end; one that was cut off as it was sampled has no end token.
 
     >>> Response("4", score=1.0).score
     1.0
@@ -53,6 +54,7 @@ class Response:
 
     content: Content
     score: float | None = None
+    ended: bool = True
 
 
 def comparisons(scores: Sequence[float | None]) -> Iterator[tuple[int, int]]:
@@ -117,7 +119,7 @@ class Encoded:
     """What a tokenizer made of an Example.
 
     ``prompt`` int32 [L]: the context that inference will see before the first response token.
-    ``responses`` n arrays int32 [L_r]: each continues the prompt, its end token included.
+    ``responses`` n arrays int32 [L_r]: each continues the prompt, its end token included if it has ended.
     ``scored`` n bool arrays [L_r]: which response tokens count (all, unless several assistant turns
     are trained on and user turns stand between them). ``key`` identifies prompt and responses by
     content: equal token ids and masks, equal key. ``prompt_key`` does so for the whole prompt, before

@@ -8,13 +8,13 @@ the text is read again. A response to text goes on where that stopped, so it is 
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from prefopt.data.encode import Encoder
-from prefopt.data.render import Around, Controls, Renderer
+from prefopt.data.render import Around, Control, Controls, Renderer
 from prefopt.types import Content, Example
 
 ANCHORS = "\n" + string.punctuation
@@ -45,7 +45,13 @@ def _content(tokenizer: Any, head: list[int], ids: list[int], around: Around, co
     text, written = (_behind(tokenizer, head, ids, named) for named in (False, True))
     if not written.startswith(controls.name(around.lead)):  # all of it, control tokens too, which the text has lost
         return text
-    return text.removeprefix(controls.genuine.sub("", around.lead)).removesuffix(around.trail)
+    answer = text.removeprefix(controls.genuine.sub("", around.lead))
+    return answer.removesuffix(around.trail) if ended(controls.tokens, ids) else answer
+
+
+def ended(controls: Iterable[Control], response: Sequence[int] | np.ndarray) -> bool:
+    """Whether a control token ends the ids of a response: it was not cut off."""
+    return len(response) > 0 and int(response[-1]) in {control.id for control in controls}
 
 
 def _behind(tokenizer: Any, head: list[int], ids: list[int], named: bool) -> str:

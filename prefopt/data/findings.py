@@ -44,7 +44,7 @@ class Said:
 
     def add(self, example: Example, source: str) -> None:
         prompt = _digest(example.prompt)
-        responses = [_digest(response.content) for response in example.responses]
+        responses = [_digest((response.content, response.ended)) for response in example.responses]
         scores = [response.score for response in example.responses]
         for better, worse in _comparisons(responses, scores):
             self._of.append(len(self._whole))
@@ -93,6 +93,10 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
     empty = [i for i, response in enumerate(responses) if not _text(response.content).strip()]
     if empty:
         yield found("empty", f"{_side(empty[0], len(responses))} is empty")
+    for i, response in enumerate(responses):
+        if not response.ended and i not in empty:
+            message = f"{_side(i, len(responses))} was cut off when it was sampled: no end token stands behind it"
+            yield found("unended", message, drops=False)
     if len(responses) > 1 and not empty:
         scores = [response.score for response in responses]
         if len({response.content for response in responses}) == 1:
@@ -132,7 +136,7 @@ def _text(content: Content) -> str:
     return content if isinstance(content, str) else "".join(turn.content for turn in content)
 
 
-def _digest(content: Content) -> bytes:
+def _digest(content: Content | tuple[Content, bool]) -> bytes:
     return xxhash.xxh3_128_digest(json.dumps(content).encode())
 
 

@@ -2,8 +2,9 @@
 
 The rule: training sees exactly the context that inference will see. A prompt is the chat template
 rendered with its generation prompt; a response is what the template renders after that, cut behind
-its end-of-turn token. In rendered text a genuine control token is one stand-in character of Unicode's
-private planes, so whatever else looks like one, in a person's words, is only text.
+its end-of-turn token, which one that was itself cut off does not have. In rendered text a genuine
+control token is one stand-in character of Unicode's private planes, so whatever else looks like one,
+in a person's words, is only text.
 """
 
 from __future__ import annotations
@@ -180,8 +181,11 @@ class Renderer:
         prompt, *responses = texts
         if self.bos and not prompt and all(r.startswith(self.bos) for r in responses):  # text alone, rendered
             prompt, responses = self.bos, [r.removeprefix(self.bos) for r in responses]
-        ended = [r if self.controls.genuine.match(r[-1:]) else r + self.eos for r in responses]
-        return Rendered(index, prompt, tuple((Segment(r, len(r)),) for r in ended), True, findings)
+        whole = [
+            text if not r.ended or self.controls.genuine.match(text[-1:]) else text + self.eos
+            for text, r in zip(responses, example.responses, strict=True)
+        ]
+        return Rendered(index, prompt, tuple((Segment(text, len(text)),) for text in whole), True, findings)
 
     def _chat(self, index: int, example: Example) -> Rendered:
         assert isinstance(example.prompt, tuple)
@@ -206,6 +210,10 @@ class Renderer:
             else:
                 findings.append(("rewritten", str(rewritten)))
             responses = tuple(self._last_turn(c, first, prompt) for c in conversations)
+        responses = tuple(
+            segments if response.ended else (*segments[:-1], self._cut_off(conversation))
+            for segments, response, conversation in zip(responses, example.responses, conversations, strict=True)
+        )
         return Rendered(index, prompt, responses, False, findings)
 
     def _turns(self, messages: tuple[Message, ...], first: int, prompt: str) -> tuple[Segment, ...]:
@@ -245,6 +253,18 @@ class Renderer:
             raise Unusable("rewritten", "the template leaves the answer out; dropped")
         text = content + full[at + len(shown) : self._end(full, at, shown)]
         return self._ended([Segment(text, len(text))])
+
+    def _cut_off(self, messages: tuple[Message, ...]) -> Segment:
+        """An answer that was cut off, as it was written: untrimmed, with nothing behind it.
+
+        What the template writes before every answer stands before this one too, unless it begins in the same way: a
+        thought that was cut off is none to the template, which would put an empty one before it.
+        """
+        *before, (_, content) = messages
+        lead = self.around(Example(tuple(before), ())).lead
+        opening = lead.split(maxsplit=1)[:1]
+        text = content if opening and content.lstrip().startswith(opening[0]) else lead + content
+        return Segment(text, len(text))
 
     def _end(self, full: str, start: int, content: str) -> int:
         """Where a turn ends: behind the first control token after its content, else with the text."""

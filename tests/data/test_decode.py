@@ -56,10 +56,10 @@ TEMPLATES = {
 CONTENTS = ["It is 4.", "No", " two spaces", "I, am.\n\nfine", "It is", "<think>\nhm\n</think>\n\nfour"]
 
 
-def as_read(encoder, prompt, content) -> np.ndarray:
+def as_read(encoder, prompt, content, ended=True) -> np.ndarray:
     """What ``Encoder`` makes of an answer."""
     response = content if isinstance(prompt, str) else (Message("assistant", content),)
-    (draft,) = encoder.drafts([Example(prompt, (Response(response),))])
+    (draft,) = encoder.drafts([Example(prompt, (Response(response, ended=ended),))])
     return draft.responses[0]
 
 
@@ -133,6 +133,41 @@ def test_what_the_template_does_not_write_is_the_answers_own(template, written, 
     assert decoded(Encoder(tokenizer), [ASKED], [[drawn(tokenizer, written)]]) == [[text]]
 
 
+@pytest.mark.parametrize(
+    ("template", "written", "text"),
+    [
+        (PLAIN_TEMPLATE, " It is", "It is"),
+        (PLAIN_TEMPLATE, "  It is \n", " It is \n"),
+        (CHATML, "It is\n", "It is\n"),
+        (MISTRAL, " It is", "It is"),
+        (LLAMA, " It is ", "It is "),  # the template would write that space too, but an end token behind it
+        (TRIMMED, "  It is ", " It is "),
+        (ZEPHYR, "\nIt is", "It is"),
+        (CHANNEL, "<s>final<|im_end|>It is", "It is"),
+        (THINKING, "<think>\n\n</think>\n\nfour and", "four and"),
+        (THINKING, "<think>\nhm, no", "<think>\nhm, no"),
+        (THINKING, "<think>\nhm\n</think>\n\nfour and", "<think>\nhm\n</think>\n\nfour and"),
+        (OPENED, "hm, no", "hm, no"),
+        (OPENED, "hm\n</think>\n\nfour and", "hm\n</think>\n\nfour and"),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_read_again_as_it_was_drawn(template, written, text):
+    """Without an end, without what the template writes before one, and untrimmed."""
+    encoder = Encoder(byte_level(template))
+    ids = drawn(encoder.tokenizer, written)
+    assert decoded(encoder, [ASKED], [[ids]]) == [[text]]
+    assert as_read(encoder, ASKED, text, ended=False).tolist() == ids.tolist()
+    assert as_read(encoder, ASKED, text).tolist() != ids.tolist()
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace, lambda: metaspace(scheme="first"), unigram])
+def test_text_that_was_cut_off_has_no_end_token(make):
+    encoder = Encoder(make())
+    whole, cut = (as_read(encoder, "bad", " a cafe", ended) for ended in (True, False))
+    assert whole.tolist() == [*cut.tolist(), encoder.tokenizer.eos_token_id]
+    assert decoded(encoder, ["bad"], [[whole, cut]]) == [[" a cafe", " a cafe"]]
+
+
 def test_a_template_is_asked_with_the_prompt_itself():
     """One that refuses conversations without a system turn says nothing of those, and all of the others."""
     tokenizer = byte_level(SYSTEM_FIRST)
@@ -167,35 +202,40 @@ def talker(request, tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("prompt", [(user("no"),), "the cat"], ids=["messages", "text"])
-def test_what_was_drawn_is_read_back(talker, prompt, tmp_path):
-    """Ids and log-probs, from the file that ``prefopt sample`` writes."""
+@pytest.mark.parametrize("limit", [24, 3])
+def test_what_was_drawn_is_read_back(talker, prompt, limit, tmp_path):
+    """Ids and log-probs, from the file that ``prefopt sample`` writes; of answers that were cut off too."""
     asked = prompt if isinstance(prompt, str) else [message._asdict() for message in prompt]
     data, out = tiny.write(tmp_path / "asked.jsonl", [{"prompt": asked}]), tmp_path / "out.jsonl"
-    settings = ["--n", "80", "--max-new-tokens", "24", "--batch-size", "80"]
+    settings = ["--n", "80", "--max-new-tokens", str(limit), "--batch-size", "80"]
     assert main(["sample", "--model", talker, "--data", data, "--out", str(out), *settings]) == 0
     lm, encoder = load_model(talker), Encoder(load_tokenizer(talker))
     (ids,) = encoder.prompts([prompt])
-    (drawn,) = TransformersGenerator(lm, encoder, max_new_tokens=24, batch_size=80).ids([ids], 80)
+    (drawn,) = TransformersGenerator(lm, encoder, max_new_tokens=limit, batch_size=80).ids([ids], 80)
     lead = "" if isinstance(prompt, str) else " "
     pairs = [
         (_encoded(ids, response), _encoded(draft.prompt, draft.responses[0]))
         for response, draft in zip(drawn, encoder.drafts(load([str(out)])), strict=True)
         if tells_all(encoder.tokenizer, ids, response, lead)
     ]
+    ends = [int(one.responses[0][-1]) in encoder.tokenizer.all_special_ids for one, _ in pairs]
     assert len(pairs) > 10 and len({one.key for one, _ in pairs}) > 3
+    assert any(ends) if limit == 24 else not all(ends)
     assert [one.key for one, _ in pairs] == [other.key for _, other in pairs]
     ours, theirs = ([sums for sums, _ in scored(lm, side)] for side in zip(*pairs, strict=True))
     assert ours == theirs
 
 
 def tells_all(tokenizer, prompt: np.ndarray, response: np.ndarray, lead: str) -> bool:
-    """Whether what was written says which tokens it has: it ended, holds the lead, and is cut as it would be."""
+    """Whether what was written says which tokens it has: it holds the lead, and is cut in tokens as it would be."""
     whole = [*prompt.tolist(), *response.tolist()]
     written = tokenizer.decode(whole)
     behind = written[len(tokenizer.decode(prompt)) :]
     cut = tokenizer(written, add_special_tokens=False)["input_ids"]
-    ended = [i for i, id in enumerate(response) if id in tokenizer.all_special_ids] == [len(response) - 1]
-    return ended and behind.startswith(lead) and cut[-len(response) :] == response.tolist()
+    controls = [i for i, id in enumerate(response) if id in tokenizer.all_special_ids]
+    return (
+        controls in ([], [len(response) - 1]) and behind.startswith(lead) and cut[-len(response) :] == response.tolist()
+    )
 
 
 def _encoded(prompt: np.ndarray, response: np.ndarray) -> Encoded:

@@ -151,6 +151,20 @@ def test_every_assistant_turn_with_its_end_token_can_be_trained_on(tokenizer):
         assert whole[: len(joined)] == joined
 
 
+@pytest.mark.parametrize("template", [CHATML, LLAMA])
+@pytest.mark.parametrize("train_on", ["last-assistant", "all-assistant"])
+def test_only_the_turn_that_was_cut_off_has_no_end_token(template, train_on):
+    tokenizer = byte_level(template)
+    prompt = (user("Hello there"), assistant("I am fine."), user("what is 2 + 2?"))
+    examples = [Example(prompt, (Response((assistant("It is"),), ended=ended),)) for ended in (True, False)]
+    whole, cut = Encoder(tokenizer, train_on=train_on).encode(examples).examples
+    end = scored_text(tokenizer, whole).rpartition("It is")[2]
+    assert end.strip() in ("<|im_end|>", "</s>")
+    assert scored_text(tokenizer, cut) == scored_text(tokenizer, whole).removesuffix(end)
+    assert scored_text(tokenizer, cut).count(end) == (train_on == "all-assistant")
+    assert cut.prompt.tolist() == whole.prompt.tolist() and cut.key != whole.key
+
+
 def test_in_a_transcript_without_end_tokens_user_turns_are_not_scored():
     tokenizer = byte_level()
     (encoded,) = Encoder(tokenizer, train_on="all-assistant").encode([chat(*LONG)]).examples

@@ -43,6 +43,8 @@ def test_a_sound_pair_has_no_findings():
         (pair("p", "a", "b", "", scores=(3, 2, 1)), "empty", "response 3 is empty", True),
         (pair("2+2=", "2+2=4", "2+2=5"), "repeats-prompt", "the responses repeat the prompt", False),
         (Example("", (Response(" "),)), "empty", "the response is empty", True),
+        (Example("", (Response(" ", ended=False),)), "empty", "the response is empty", True),
+        (Example("", (Response("a", ended=False),)), "unended", "the response was cut off when it was sampled", False),
         (Example((Message("user", "q"),), (Response((Message("assistant", ""),)),)), "empty", "the response is", True),
     ],
 )
@@ -94,6 +96,12 @@ def test_a_row_that_is_read_twice_is_not_called_the_same_as_itself():
     assert found(*[pair("p", "a", "b", source="x")] * 2) == [
         ("duplicate", "read twice: two of the data named hold it", False)
     ]
+
+
+def test_a_response_that_was_cut_off_is_another_one():
+    whole, cut = (Example("p", (Response("a", ended=ended),), f"a.jsonl:{1 + ended}") for ended in (True, False))
+    assert [kind for kind, *_ in found(whole, cut)] == ["unended"]
+    assert [kind for kind, *_ in found(whole, cut, cut)] == ["unended", "unended", "duplicate"]
 
 
 def test_unpaired_answers_that_are_both_good_and_bad():

@@ -402,6 +402,17 @@ def test_a_label_from_csv_is_text():
     assert [read("kto", row).responses[0].score for row in rows] == [*texts.values()]
 
 
+@pytest.mark.parametrize("name", ["kto", "kto-chat", "prompt-completion", "prompt-completion-chat"])
+def test_a_row_says_whether_its_response_has_ended(name):
+    row = ROWS[name][0]
+    for value, ended in [(True, True), (False, False), ("False", False), (0.0, False), (None, True)]:
+        assert read(name, row | {"ended": value}).responses[0].ended is ended
+    assert read(name, row).responses[0].ended
+    assert "ended" not in LAYOUTS[name].unread(row | {"ended": False})
+    said = 'type: "ended" is text, not true or false (was the response cut off?): rename it if it means something else'
+    assert finding(name, row | {"ended": "2026-11-03"}) == said
+
+
 def test_a_helpsteer_preference_of_zero_is_a_tie():
     tie = read("helpsteer3", {**ROWS["helpsteer3"][0], "overall_preference": 0})
     assert [response.score for response in tie.responses] == [0.0, 0.0]

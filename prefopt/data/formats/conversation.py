@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefopt.data.formats.columns import ANSWER, TEXTS, TURN, BadRow, is_message, number, type_of
+from prefopt.data.formats.columns import ANSWER, TEXTS, TURN, BadRow, is_message, number, truth, type_of
 from prefopt.types import Message, Response
 
 Fields = Mapping[str, Any]
@@ -171,6 +171,17 @@ def alpaca(row: Fields) -> Turns:
     past = (said for q, a in earlier for said in (Message("user", q), Message("assistant", a)))
     *system, question = user("\n".join(filter(None, (row["instruction"], text_of(row, "input")))), row.get("system"))
     return (*system, *past, question)
+
+
+def has_ended(row: Fields) -> bool:
+    """Whether the response came to its end, as ``prefopt sample`` says it in an optional column; true without."""
+    value = row.get("ended")
+    if value is None:
+        return True
+    if (found := truth(value)) is None:
+        meant = "true or false (was the response cut off?): rename it if it means something else"
+        raise BadRow("type", f'"ended" is {type_of(value)}, not {meant}')
+    return found
 
 
 def text_of(row: Fields, name: str) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from prefopt.data.formats.columns import ANSWER, LABEL, MESSAGES, TEXT, truth
-from prefopt.data.formats.conversation import Content, Fields, Turns, alpaca, answer, last_turn, turns, with_system
+from prefopt.data.formats.conversation import (
+    Content,
+    Fields,
+    Turns,
+    alpaca,
+    answer,
+    has_ended,
+    last_turn,
+    turns,
+    with_system,
+)
 from prefopt.data.formats.layout import demonstration, unpaired
 from prefopt.types import Response
 
@@ -14,30 +24,33 @@ def desirable(value: Any) -> float:
     return 1.0 if truth(value) else 0.0
 
 
-def judged(prompt: str | Turns, response: Any, column: str, label: Any) -> Content:
-    return prompt, (Response(response if isinstance(prompt, str) else answer(response, column), desirable(label)),)
+def judged(prompt: str | Turns, response: Any, column: str, label: Any, ended: bool = True) -> Content:
+    said = response if isinstance(prompt, str) else answer(response, column)
+    return prompt, (Response(said, desirable(label), ended),)
 
 
 @unpaired(
     "kto",
     "TRL: prompt, completion as text, used as it is, and label",
+    optional="ended",
     prompt=TEXT,
     completion=TEXT,
     label=LABEL,
 )
 def _(row: Fields) -> Content:
-    return judged(row["prompt"], row["completion"], "completion", row["label"])
+    return judged(row["prompt"], row["completion"], "completion", row["label"], has_ended(row))
 
 
 @unpaired(
     "kto-chat",
     "TRL: prompt as messages, completion the answer, and label",
+    optional="ended",
     prompt=MESSAGES,
     completion=ANSWER,
     label=LABEL,
 )
 def _(row: Fields) -> Content:
-    return judged(turns(row["prompt"], "prompt"), row["completion"], "completion", row["label"])
+    return judged(turns(row["prompt"], "prompt"), row["completion"], "completion", row["label"], has_ended(row))
 
 
 @unpaired("kto-messages", "LLaMA-Factory, ms-swift: messages and label", messages=MESSAGES, label=LABEL)
@@ -76,21 +89,23 @@ def _(row: Fields) -> Content:
 @demonstration(
     "prompt-completion",
     "TRL: prompt and completion as text, used as it is",
+    optional="ended",
     prompt=TEXT,
     completion=TEXT,
 )
 def _(row: Fields) -> Content:
-    return row["prompt"], (Response(row["completion"]),)
+    return row["prompt"], (Response(row["completion"], ended=has_ended(row)),)
 
 
 @demonstration(
     "prompt-completion-chat",
     "TRL: prompt as messages, completion the answer",
+    optional="ended",
     prompt=MESSAGES,
     completion=ANSWER,
 )
 def _(row: Fields) -> Content:
-    return turns(row["prompt"], "prompt"), (Response(answer(row["completion"], "completion")),)
+    return turns(row["prompt"], "prompt"), (Response(answer(row["completion"], "completion"), ended=has_ended(row)),)
 
 
 @demonstration("messages", "a conversation; its last turn is the response", messages=MESSAGES)
