@@ -5,7 +5,8 @@ One JSON object for each response, in the order of the prompts, which prefopt re
     {"prompt": "2+2=", "completion": " 4", "ended": true, "reward": 0.7, "source": "prompts.jsonl:1"}
 
 To messages the completion is the content of the answer's message, without what the chat template writes around it.
-``ended``: it came to its end, not to --max-new-tokens. The settings stand beside the file, in ``out.jsonl.yaml``.
+``ended``: it came to its end, not to --max-new-tokens; read back, one that did not has no end token. The settings stand
+beside the file, in ``out.jsonl.yaml``.
 Prompts are answered a group at a time, each group with a seed of its own, and a group is written as a whole: a run
 that was stopped and continued writes what one that was not stopped writes.
 """
@@ -32,7 +33,7 @@ from prefopt.display import Display
 from prefopt.errors import RunFailed, UserError
 from prefopt.generate import Prompt, Realign, TransformersGenerator
 from prefopt.model.load import check_reference, length_limit, load_model, load_tokenizer
-from prefopt.rl.rewards import Reward, load_reward
+from prefopt.rl.rewards import Reward, load_reward, rewarded
 from prefopt.server import Sampled, ServerGenerator
 from prefopt.signals import resumable
 from prefopt.statistics import mean_in_words
@@ -127,7 +128,8 @@ def answer(
     each = n * (best_of or 1)
     drawn = draw([example.prompt for example in asked], each, first)
     pairs = [(e.prompt, s.text) for e, of_prompt in zip(asked, drawn, strict=True) for s in of_prompt]
-    rewards = iter(reward(pairs) if reward else [None] * len(pairs))
+    ended = [sampled.ended for of_prompt in drawn for sampled in of_prompt]
+    rewards = iter(rewarded(reward, pairs, ended) if reward else [None] * len(pairs))
     for example, of_prompt in zip(asked, drawn, strict=True):
         scored = list(zip(of_prompt, itertools.islice(rewards, each), strict=True))
         for i in range(n):

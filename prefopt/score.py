@@ -31,7 +31,7 @@ from prefopt.model.figures import Figures
 from prefopt.model.load import check_reference, length_limit, load_model, load_tokenizer
 from prefopt.model.reference import response_keys
 from prefopt.model.scoring import figures_of, scope_of
-from prefopt.rl.rewards import Reward, load_reward
+from prefopt.rl.rewards import Reward, load_reward, rewarded
 from prefopt.signals import resumable
 from prefopt.statistics import mean_in_words, proportion
 from prefopt.terminal import counted
@@ -95,7 +95,8 @@ def _rewarded(usable: Usable, reward: Reward, tally: Tally, nothing: str) -> Ite
     while some := list(itertools.islice(examples, AT_ONCE)):
         answers = [[_said(example, response) for response in example.responses] for example in some]
         pairs = [(e.prompt, answer) for e, those in zip(some, answers, strict=True) for answer in those]
-        rewards = iter(reward(pairs))
+        ended = [response.ended for example in some for response in example.responses]
+        rewards = iter(rewarded(reward, pairs, ended))
         for example in some:
             scores = [response.score for response in example.responses]
             rows: list[Row] = [

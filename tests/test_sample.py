@@ -276,6 +276,32 @@ def test_what_is_written_is_read_back(given, tmp_path):
     assert [e.prompt for e in prompts([str(tmp_path / "out.jsonl")])] == [e.prompt for e in examples]
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_was_cut_off_has_the_reward_of_what_was_drawn(given, chat, tmp_path, capsys):
+    """No end token that was never drawn: as sampling rewards it, and as both ways to score read it in the file."""
+    model, reference, _ = given
+    asked: list[Any] = [[{"role": "user", "content": text}] if chat else text for text in PROMPTS]
+    data = tiny.write(tmp_path / "asked.jsonl", [{"prompt": prompt} for prompt in asked])
+    out, reward = tmp_path / "out.jsonl", f"implicit:{model}@{reference}"
+    assert sample(data, out, model=model, n=8, best_of=2, reward=reward, max_new_tokens=30) == 0
+    kept = {f"{out}:{i}": row for i, row in enumerate(rows(out), 1) if row["completion"].strip()}
+    assert 0 < sum(row["ended"] for row in kept.values()) < len(kept)
+    pair = ["--policy", model, "--reference", reference]
+    for name, by in ("policy.jsonl", pair), ("reward.jsonl", ["--reward", reward]):
+        capsys.readouterr()
+        assert main(["score", *by, "--data", str(out), "--out", str(tmp_path / name)]) == 0
+        assert f"{sum(not row['ended'] for row in kept.values())} unended (kept)" in capsys.readouterr().err
+        found = {row["source"]: row["reward"] for row in rows(tmp_path / name)}
+        assert found == {source: pytest.approx(row["reward"], abs=1e-4) for source, row in kept.items()}
+    lm, examples = load_model(model), load([str(out)])
+    lengths = {row["source"]: row["length"] for row in rows(tmp_path / "policy.jsonl")}
+    ends = {e.source: e.responses[0].ended for e in examples}
+    for draft, example in zip(Encoder(load_tokenizer(model)).drafts(examples), examples, strict=True):
+        if example.source in kept:
+            assert len(draft.responses[0]) == lengths[example.source]
+            assert (draft.responses[0][-1] == lm.bare.config.eos_token_id) == ends[example.source]
+
+
 def test_each_prompt_is_asked_once_whatever_the_layout(tmp_path):
     pairs = tiny.pairs(tmp_path / "pairs.jsonl", count=12, prompts=3)
     assert len(prompts([pairs])) == 3

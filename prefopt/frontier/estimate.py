@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from prefopt.data.decode import decoded
+from prefopt.data.decode import decoded, ended
 from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model
 from prefopt.model.scoring import scored
-from prefopt.rl.rewards import Reward
+from prefopt.rl.rewards import Reward, rewarded
 from prefopt.statistics import Interval, mean
 from prefopt.types import Encoded
 
@@ -152,4 +152,6 @@ def rewards(drawn: Sequence[Encoded], texts: Mapping[str, Prompt], encoder: Enco
     """Of all responses in their order; ``texts``: what each prompt reads, by its key, since a reward reads text."""
     prompts = [texts[example.prompt_key] for example in drawn]
     answers = decoded(encoder, prompts, [example.responses for example in drawn])
-    return reward([(prompt, said) for prompt, of_prompt in zip(prompts, answers, strict=True) for said in of_prompt])
+    pairs = [(prompt, said) for prompt, of_prompt in zip(prompts, answers, strict=True) for said in of_prompt]
+    whole = [ended(encoder.controls, response) for example in drawn for response in example.responses]
+    return rewarded(reward, pairs, whole)

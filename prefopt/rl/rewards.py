@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +70,15 @@ def load_reward(spec: str | Callable[..., Any], dtype: str = "auto", device: str
     if not colon or Path(spec).expanduser().is_dir():
         return _reward_model(spec, dtype, device)
     return _classifier(name, last, dtype, device)
+
+
+def rewarded(reward: Reward, pairs: Sequence[Pair], ended: Iterable[bool]) -> list[float]:
+    """What a reward gives to responses of which some were cut off, and did not come to their end.
+
+    Only log-probs are of the tokens that were drawn. All others judge a text; a reward model reads it as in its own
+    training, with an end token.
+    """
+    return reward(pairs, ended) if isinstance(reward, Implicit) else reward(pairs)
 
 
 def identity(spec: str | Callable[..., Any]) -> str:
@@ -146,12 +155,14 @@ def _read_on(prompt: Prompt, response: str) -> str:
     return prompt + response if isinstance(prompt, str) else text((*prompt, Message("assistant", response)))
 
 
-def encode(encoder: Encoder, pairs: Sequence[Pair]) -> list[Encoded]:
-    """One example for each pair, as in training, its end token included; a prompt that is too long loses its beginning.
+def encode(encoder: Encoder, pairs: Sequence[Pair], ended: Iterable[bool] | None = None) -> list[Encoded]:
+    """One example for each pair, as in training; a prompt that is too long loses its beginning.
 
+    ``ended``: which responses came to their end, and have an end token; by default all of them.
     UserError where the template refuses one, or a response alone is longer than ``encoder.max_length``.
     """
-    examples = [_example(prompt, response, i) for i, (prompt, response) in enumerate(pairs)]
+    whole = [True] * len(pairs) if ended is None else ended
+    examples = [_example(*pair, end, i) for i, (pair, end) in enumerate(zip(pairs, whole, strict=True))]
     made = []
     for draft in _drafts(encoder, examples):
         fitted = fit(draft, encoder.max_length, "cut-prompt", encoder.head(draft)).draft
@@ -175,9 +186,9 @@ def _drafts(encoder: Encoder, examples: list[Example]) -> list[Draft]:
     return [replace(drafts[i], index=i) for i in range(len(examples))]
 
 
-def _example(prompt: Prompt, response: str, i: int) -> Example:
+def _example(prompt: Prompt, response: str, ended: bool, i: int) -> Example:
     content = response if isinstance(prompt, str) else (Message("assistant", response),)
-    return Example(prompt, (Response(content),), f"response {i + 1}")
+    return Example(prompt, (Response(content, ended=ended),), f"response {i + 1}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,8 +255,9 @@ class Implicit:
     encoder: Encoder
     beta: float
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        examples = encode(self.encoder, pairs)
+    def __call__(self, pairs: Sequence[Pair], ended: Iterable[bool] | None = None) -> list[float]:
+        """``ended`` as for `encode`."""
+        examples = encode(self.encoder, pairs, ended)
         if not examples:
             return []
         both = zip(scored(self.policy, examples), scored(self.reference, examples), strict=True)

@@ -13,7 +13,7 @@ from prefopt.data.decode import decoded
 from prefopt.generate import Prompt, TransformersGenerator
 from prefopt.model.language_model import LanguageModel
 from prefopt.rl.ppo import entropy
-from prefopt.rl.rewards import Reward
+from prefopt.rl.rewards import Reward, rewarded
 from prefopt.rl.value import ValueModel
 from prefopt.statistics import mean
 from prefopt.types import Encoded, PackedBatch
@@ -97,9 +97,9 @@ class Cast:
             logps[at] = _tokens(self.policy, batches)
             reference[at] = _tokens(self.reference, batches)
             values[at] = self.value.score(batches[self.value.lm.way])
-        scores = torch.tensor(self.reward(responses), dtype=torch.float32, device=device)
-        ended = torch.tensor([generator.is_whole(r) for r in ids], device=device)
-        return Rollouts(examples, scores, ended, length, logps, reference, values)
+        ended = [generator.is_whole(r) for r in ids]
+        scores = torch.tensor(rewarded(self.reward, responses, ended), dtype=torch.float32, device=device)
+        return Rollouts(examples, scores, torch.tensor(ended, device=device), length, logps, reference, values)
 
 
 def packed(group: Sequence[Encoded], *models: LanguageModel) -> dict[str, PackedBatch]:

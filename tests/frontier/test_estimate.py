@@ -15,9 +15,10 @@ from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.frontier.estimate import Sampling, choose, estimate, measure, rewards
 from prefopt.generate import Prompt
-from prefopt.model.load import load_tokenizer
+from prefopt.model.load import load_model, load_tokenizer
+from prefopt.model.scoring import scored
 from prefopt.rl.rewards import identity, load_reward
-from prefopt.types import Encoded, Message
+from prefopt.types import Encoded, Example, Message, Response
 from tests.train import tiny
 
 CPU = SimpleNamespace(dtype="float32", device="cpu", tokens_per_microbatch=256)
@@ -118,6 +119,16 @@ def test_what_an_estimate_depends_on(tmp_path):
     keys = [Sampling(reward_is=reward_is).key(["a", "b"], prompts) for reward_is in known]
     keys += [Sampling().key(["a", "b"], split), Sampling().key(["a", "c"], prompts), Sampling(seed=1).key([], prompts)]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_response_that_was_cut_off_has_the_implicit_reward_of_what_was_drawn(given, encoder, tmp_path):
+    other = tiny.model(tmp_path / "other", seed=1)
+    prompt = encoder.prompts(["the cat"])[0]
+    said = encoder.drafts([Example("the cat", (Response(" sat on"),))])[0].responses[0]
+    drawn = [example(prompt, said[:-1], said)]
+    ours, theirs = (scored(load_model(name), drawn)[0][0] for name in (other, given.model))
+    found = rewards(drawn, {"p": "the cat"}, encoder, load_reward(f"implicit:{other}@{given.model}:1"))
+    assert found == pytest.approx(np.subtract(ours, theirs), abs=1e-4) and abs(found[0] - found[1]) > 0.01
 
 
 def test_a_reward_reads_what_was_written(encoder):

@@ -17,12 +17,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from prefopt import config, report
+from prefopt.data.decode import decoded
 from prefopt.data.encode import Encoder
 from prefopt.model.language_model import LanguageModel
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.rl import loop, run
 from prefopt.rl.loop import PPO, PPOState
-from prefopt.rl.rewards import Function
+from prefopt.rl.rewards import Function, load_reward, rewarded
 from prefopt.rl.rollout import Cast
 from prefopt.rl.value import ValueModel
 from prefopt.train import evidence, optimizer
@@ -242,6 +243,19 @@ def test_rollouts_are_scored_as_one_at_a_time(given):
     text = made.state.encoder.tokenizer.decode
     counted = [text(r, skip_special_tokens=True).count("a") for e in rollouts.examples for r in e.responses]
     assert rollouts.scores.tolist() == counted
+
+
+def test_the_implicit_reward_is_of_what_was_drawn(given, tmp_path):
+    """Of responses that were cut off, without an end token."""
+    made = Fixture(given[0])
+    reward = load_reward(f"implicit:{given[0]}@{tiny.model(tmp_path / 'other', seed=1)}:1")
+    cast = replace(made.state.cast, reward=reward)
+    rollouts = cast.roll_out(made.asked, 3, made.method.generator(cast, made.state.encoder, 0))
+    texts = [example.prompt_key for example in made.asked]
+    said = decoded(made.state.encoder, texts, [example.responses for example in rollouts.examples])
+    pairs = [(text, one) for text, of_text in zip(texts, said, strict=True) for one in of_text]
+    assert not rollouts.ended.all() and rollouts.scores.tolist() != pytest.approx(reward(pairs), abs=1e-2)
+    assert rollouts.scores.tolist() == pytest.approx(rewarded(reward, pairs, rollouts.ended.tolist()), abs=1e-4)
 
 
 def test_a_step_does_not_depend_on_how_it_is_packed(given):
