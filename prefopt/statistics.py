@@ -5,6 +5,11 @@ Measured on 2,000 simulated data sets with 4 pairs a prompt (true accuracy 0.7, 
 draws): the clustered 95 % interval covers the truth in 95 % of them with 200 prompts, 94 % with 50 or 20, and 91 %
 with 10, so it is a little too sure when prompts are few. Wilson's, which takes the pairs as independent, covers
 83–88 %.
+
+Of more than 10,000 prompts, as many groups of them are resampled, dealt out by chance: the method of random groups
+(Wolter 2007, Introduction to Variance Estimation, chapter 2), so that a million cost no more. The groups' spread
+implies that of the prompts, and is known to 1/√(2·10,000) = 0.7 %; the draws, which are 10,000 too, move each end of
+an interval by 1.4 % of its half width anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_RESAMPLED = 10_000  # clusters, or groups of them
 _DRAWN_AT_ONCE = 4_000_000  # indices held in memory during a bootstrap: 32 MB
 
 
@@ -76,6 +82,9 @@ def clustered_bootstrap(
     sums = np.bincount(index, values)
     sizes = np.bincount(index).astype(float)
     random = np.random.default_rng(seed)
+    if len(sums) > _RESAMPLED:  # by chance, since a file may be sorted, or its tasks may take turns
+        group = random.permutation(len(sums)) % _RESAMPLED
+        sums, sizes = np.bincount(group, sums), np.bincount(group, sizes)
     means = np.empty(draws)
     chunk = max(1, _DRAWN_AT_ONCE // len(sums))
     for start in range(0, draws, chunk):

@@ -60,6 +60,29 @@ def test_bootstrap_in_chunks_is_the_same(monkeypatch):
     assert clustered_bootstrap(values, prompts, draws=500) == whole
 
 
+@pytest.mark.parametrize("values", [np.arange(20_500) % 2, np.arange(20_500) / 20_500, np.arange(20_500) % 5125 == 0])
+def test_many_prompts_are_resampled_in_groups_made_by_chance(monkeypatch, values):
+    """Values that take turns, that are sorted, and four ones in thousands of zeros: the interval does not hang on it.
+
+    Of 20,500 prompts in 1,000 groups some have 21 and some 20. Groups by order or by turns would give values that
+    take turns or are sorted an interval several times as wide.
+    """
+    monkeypatch.setattr("prefopt.statistics._RESAMPLED", 1000)
+    value, low, high = clustered_bootstrap(values, np.arange(20_500))
+    monkeypatch.setattr("prefopt.statistics._RESAMPLED", 20_500)
+    singly = clustered_bootstrap(values, np.arange(20_500), draws=2000)
+    assert value == values.mean() == singly.value
+    assert (low, high) == pytest.approx(singly[1:], abs=0.1 * (singly.high - singly.low))
+
+
+def test_the_last_number_of_prompts_that_are_resampled_one_by_one(monkeypatch):
+    values, prompts = np.random.default_rng(0).random(101), np.arange(101)
+    singly = [clustered_bootstrap(values[:n], prompts[:n], draws=500) for n in (100, 101)]
+    monkeypatch.setattr("prefopt.statistics._RESAMPLED", 100)
+    assert clustered_bootstrap(values[:100], prompts[:100], draws=500) == singly[0]
+    assert clustered_bootstrap(values, prompts, draws=500) != singly[1]
+
+
 def test_bootstrap_covers():
     """300 data sets of 40 prompts with 3 correlated pairs each: about 95 % of the intervals hold the truth."""
     random = np.random.default_rng(11)
