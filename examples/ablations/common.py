@@ -18,7 +18,7 @@ from prefopt.demo.tune import Start
 from prefopt.demo.world import the_world
 from prefopt.frontier.exact import condition, expectation
 from prefopt.model.load import load_model
-from prefopt.report.figures import COLOUR, SERIES, drawn, standalone
+from prefopt.report.figures import COLOUR, SERIES, drawn, legend, standalone
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,6 @@ def lines(named: Mapping[str, Line], x: str, y: str, log: bool = False) -> str:
             axes.set_xscale("log")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.legend(frameon=False, labelcolor=COLOUR["ink"])
+        legend(axes)
 
     return standalone(drawn(draw, f"{y} against {x}: {', '.join(named)}", (6.4, 3.8)))

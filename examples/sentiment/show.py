@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from prefopt.report.figures import COLOUR, drawn, standalone
+from prefopt.report.figures import COLOUR, drawn, legend, standalone
 
 FURTHEST = 20
 """nats, where the figure ends, as the paper's does; the table has what lies beyond"""
@@ -147,7 +147,7 @@ def picture(results: Mapping[str, Any]) -> str:
         axes.set_xlim(-0.3, FURTHEST)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel("mean p(positive)")
-        axes.legend(frameon=False, labelcolor=COLOUR["ink"], loc="lower right")
+        legend(axes)
 
     names = ", ".join(method for method, _ in by_method(results))
     label = f"Mean p(positive) against KL to the reference: {names}, Best-of-N"

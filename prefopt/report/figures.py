@@ -238,10 +238,7 @@ def frontier(
         for name, role in (names or {}).items():
             axes.plot([], [], color=COLOUR[role], linestyle="", marker="o", markersize=5.5, label=name)
         if axes.get_legend_handles_labels()[0]:
-            among = {"frameon": False, "labelcolor": COLOUR["ink"], "handletextpad": 0.4}
-            figure = axes.get_figure()
-            assert figure is not None
-            figure.legend(loc="outside upper left", ncols=3, **among)  # where no point can be
+            legend(axes)
         axes.set_xlabel("KL to the reference, nats")
         axes.set_ylabel(height)
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -249,6 +246,13 @@ def frontier(
         _write_beside(axes, [points[-1] for points in paths if points[-1].name])
 
     return drawn(draw, label, size)
+
+
+def legend(axes: Axes) -> None:
+    """What the lines and points are, above the axes, where none of them can be."""
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=COLOUR["ink"], handletextpad=0.4)
 
 
 def _write_beside(axes: Axes, points: Sequence[Point]) -> None:
