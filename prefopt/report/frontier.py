@@ -170,8 +170,11 @@ def _figure(point: Mapping[str, Any], axis: str) -> str:
     r"""
     >>> _figure({"kl": 0.4, "kl_interval": (0.3, 0.5)}, "kl"), _figure({"kl": 0.4, "kl_sd": 0.1}, "kl")
     ('0.400 (0.300–\u20600.500)', '0.400 ± 0.100')
+    >>> _figure({"reward": -0.4, "reward_interval": (-0.5, -0.3)}, "reward")
+    '-0.400 (-0.500\xa0to\xa0-0.300)'
     """
     interval, sd = point.get(f"{axis}_interval"), point.get(f"{axis}_sd")
-    to = "–\N{WORD JOINER}"  # no line breaks there
+    # No line breaks there, and no dash beside a minus sign.
+    to = "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}" if interval and interval[0] < 0 else "–\N{WORD JOINER}"
     spread = f" ({interval[0]:.3f}{to}{interval[1]:.3f})" if interval else "" if sd is None else f" ± {float(sd):.3f}"
     return f"{point[axis]:.3f}{spread}"

@@ -12,6 +12,7 @@ from typing import Any
 from prefopt import config
 from prefopt.errors import UserError
 from prefopt.train.metrics import read_metrics
+from prefopt.train.table import OF_NO_PAIR
 from prefopt.train.track import redact
 
 Row = Mapping[str, Any]
@@ -49,6 +50,15 @@ class Run:
     def judged(self) -> Mapping[str, Row]:
         """Before and after, on the data that tell most: held out if there are such."""
         return self.results.get("held_out") or self.results.get("training") or {}
+
+    @property
+    def method(self) -> str:
+        return str(self.results.get("method", self.settings.get("loss", "–")))
+
+    @property
+    def unit(self) -> str:
+        """What one example is, which decides the words for it: see `prefopt.losses.base.Loss`."""
+        return str(self.results.get("unit", "pair"))
 
     def records(self, split: str, *names: str) -> list[Row]:
         """Those of "train", "training" (the sample) or "eval" that know finite numbers of all these names."""
@@ -136,8 +146,11 @@ def _so_far(history: Sequence[Row]) -> dict[str, Any]:
         return {"before": first, "after": last} if records else None
 
     steps = max((record["step"] for record in history), default=0)
-    sampled = any("reward" in record for record in history)  # of PPO every step is an evaluation
-    return {"steps": steps, "training": around("train" if sampled else "training"), "held_out": around("eval")}
+    known = {name for record in history for name in record}
+    sampled = "reward" in known  # of PPO every step is an evaluation
+    so_far = {"steps": steps, "training": around("train" if sampled else "training"), "held_out": around("eval")}
+    singly = known >= OF_NO_PAIR and "rewards/margins" not in known
+    return so_far | ({"unit": "response"} if singly else {})
 
 
 def _results(file: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from prefopt.report.html import part
 from prefopt.report.read import Row, Run
 from prefopt.report.words import prefers
 from prefopt.train.summary import summarize
-from prefopt.train.table import rows_of, table_rows
+from prefopt.train.table import OF_NO_PAIR, rows_of, table_rows, worded
 
 WORST = 6
 """pairs that are shown with their text"""
@@ -44,10 +44,14 @@ def outcome(runs: Sequence[Run]) -> Markup | None:
         return None
     note = ""
     if any("95 %" in row[0] for row in rows):
-        note = "Intervals are bootstraps over prompts, since pairs that share a prompt are not independent."
-    data = {(run.results.get("unit"), str(run.results.get("data", {}).get("fingerprint", run.name))) for run in runs}
+        note = "Intervals are bootstraps over prompts, since what shares a prompt is not independent."
+    known = [run for run in runs if run.finished]
+    data = {(run.results.get("unit"), str(run.results.get("data", {}).get("fingerprint"))) for run in known}
     if len(data) > len({unit for unit, _ in data}):  # a fingerprint is of units: those of DPO and KTO differ anyway
         note += " These runs did not have the same data, so their figures do not compare directly."
+    units = {run.unit for run in runs}
+    if "response" in units and len(units) > 1:
+        note += " Of responses that were labelled one by one, chosen means desirable, and rejected undesirable."
     title = "Before and after" if len(runs) == 1 else "The runs side by side"
     colours = [role(i) for i in range(len(runs))] if len(runs) > 1 else []
     return part(
@@ -58,8 +62,8 @@ def outcome(runs: Sequence[Run]) -> Markup | None:
 def _compared(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     """A column for each run, after training, on its held-out data if it has some."""
     on = ["held-out" if run.results.get("held_out") else "training" for run in runs]
-    units = {run.results.get("unit", "pair") for run in runs}
-    rows = [["method", *(str(run.results.get("method", run.settings.get("loss", "–"))) for run in runs)]]
+    units = {run.unit for run in runs}
+    rows = [["method", *(run.method for run in runs)]]
     rows += [["data", *on]] if len(set(on)) > 1 else []
     rows += rows_of([run.judged.get("after", {}) for run in runs], units.pop() if len(units) == 1 else "pair")
     sampled = [dict(_sampled(run)) for run in runs]
@@ -121,11 +125,7 @@ def curves(runs: Sequence[Run]) -> Markup | None:
     one = len(runs) == 1
     found = [
         _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better."),
-        _metric(
-            runs, "loss", "Loss",
-            "Lower is better; held-out rising while training falls is learning by heart."
-            if one else "Lower is better, but only between runs with the same loss and its options.",
-        ),
+        *_losses(runs),
         _metric(
             runs, "rewards/accuracies", "Accuracy",
             "How often the chosen response has the higher reward. The dashed line is a coin"
@@ -137,16 +137,41 @@ def curves(runs: Sequence[Run]) -> Markup | None:
             "Reward of the chosen response minus that of the rejected one, on average; above the dashed line is right.",
             level=0.0,
         ),
-        _log_probs(runs),
+        _sides(runs, "rewards", "Rewards", "Mean rewards", "the further apart, the better told apart"),
+        _sides(
+            runs, "logps", "Log-probability", "How likely the model finds the responses, in nats",
+            "where both fall, probability goes to other answers",
+        ),
         _metric(runs, "kl", "KL to the reference", "How far the model has moved, in nats a response."),
     ]  # fmt: skip
     drawn = [figure for figure in found if figure is not None]
     return part("section", "Over the steps", part("grid", drawn)) if drawn else None
 
 
+def _losses(runs: Sequence[Run]) -> list[Markup | None]:
+    """A figure for each method: the losses of two may lie so far apart that neither would be seen to move."""
+    if len(runs) == 1:
+        return [
+            _metric(runs, "loss", "Loss", "Lower is better; held-out rising while training falls is learning by heart.")
+        ]
+    caption = "Lower is better, but only between runs with the same loss and its options."
+    methods = dict.fromkeys(run.method for run in runs if any(_records(run, s, "loss") for s in ("train", "eval")))
+    return [
+        _metric(runs, "loss", "Loss" if len(methods) == 1 else f"Loss, {method}", caption, method=method)
+        for method in methods
+    ]
+
+
 def _metric(
-    runs: Sequence[Run], name: str, title: str, caption: str, level: float | None = None, percent: bool = False
+    runs: Sequence[Run],
+    name: str,
+    title: str,
+    caption: str,
+    level: float | None = None,
+    percent: bool = False,
+    method: str | None = None,
 ) -> Markup | None:
+    """``method``: of several runs only those that were trained so."""
     lines, keys = [], []
     if len(runs) == 1:
         for split, colour, how, label in (
@@ -157,9 +182,10 @@ def _metric(
                 lines.append(curve)
                 keys.append((colour, how, label))
     else:
-        split = _split(runs, name)
+        shown = [(i, run) for i, run in enumerate(runs) if method in (None, run.method)]
+        split = _split([run for _, run in shown], name)
         caption += DATA[split]
-        for i, run in enumerate(runs):
+        for i, run in shown:
             if curve := _curve(run, split, name, role(i), "marks" if split == "eval" else "steps"):
                 lines.append(curve._replace(band=None))
                 keys.append((role(i), "line", run.name))
@@ -181,6 +207,8 @@ def _records(run: Run, split: str, name: str) -> list[Row]:
     records = run.records(split, name)
     if name == "loss" and run.records(split, "reward"):
         return []  # PPO's begins anew with each batch of answers, and tells nothing over the steps
+    if name in OF_NO_PAIR and run.records(split, "rewards/margins"):
+        return []
     return [record for record in records if name != "rewards/accuracies" or prefers(record)]
 
 
@@ -194,28 +222,33 @@ def _curve(run: Run, split: str, name: str, colour: str, how: str) -> Curve | No
     return Curve([r["step"] for r in records], [r[name] for r in records], colour, how, (low, high) if known else None)
 
 
-def _log_probs(runs: Sequence[Run]) -> Markup | None:
-    lines, keys = [], []
-    compared = _split(runs, "logps/chosen", "logps/rejected")
+def _sides(runs: Sequence[Run], what: str, title: str, caption: str, of_both: str) -> Markup | None:
+    """``what`` of chosen and of rejected responses, or of desirable and of undesirable ones; or of all there are."""
+    lines, keys, sides = [], [], {}
+    compared = _split(runs, f"{what}/chosen", f"{what}/rejected")
     for i, run in enumerate(runs):
         for side, dashed in (("chosen", False), ("rejected", True)):
-            name = f"logps/{side}"
+            name, word = f"{what}/{side}", worded(side, run.unit)
             if len(runs) > 1:
-                curve = _curve(run, compared, name, role(i), "dashes" if dashed else "marks")
-                lines += [curve] if curve else []
-                keys += [(role(i), "line", run.name)] if curve and not dashed else []
+                if curve := _curve(run, compared, name, role(i), "dashes" if dashed else "marks"):
+                    lines.append(curve)
+                    keys += [] if dashed else [(role(i), "line", run.name)]
+                    sides[word] = dashed
                 continue
             for split, how, label in (("train", "steps", "training"), ("eval", "marks", "held-out")):
                 if curve := _curve(run, split, name, side, how):
                     lines.append(curve)
-                    keys.append((side, how, f"{side}, {label}"))
+                    keys.append((side, how, f"{word}, {label}"))
+                    sides[word] = dashed
     if not lines:
         return None
-    svg = figures.over_steps(lines, "Log-probability of the chosen and the rejected responses over the steps")
-    caption = "How likely the model finds the responses, in nats; where both fall, probability goes to other answers."
+    svg = figures.over_steps(lines, f"{title} of the {' and the '.join(sides)} responses over the steps")
+    both = any(sides.values())
+    caption += f"; {of_both}." if both else "."
     if len(runs) > 1:
-        caption += f" Dashed: rejected.{DATA[compared]}"
-    return part("figure", "Log-probability", svg, keys, caption)
+        caption += f" Dashed: {' or '.join(word for word, dashed in sides.items() if dashed)}." if both else ""
+        caption += DATA[compared]
+    return part("figure", title, svg, keys, caption)
 
 
 # --- single pairs ----------------------------------------------------------------------------------

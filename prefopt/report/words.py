@@ -34,7 +34,7 @@ def _of_one(run: Run) -> str:
     before, after = run.judged.get("before", {}), run.judged.get("after", {})
     name = "held-out" if run.results.get("held_out") else "training"
     if prefers(after):
-        what = f"{name} {run.results.get('unit', 'pair')}s"
+        what = f"{name} {run.unit}s"
         pairs = f"{after['pairs']:,.0f} {what}" if "pairs" in after else what
         share = f"the tuned model gives the better answer the higher reward in {accuracy(after)}"
         return f"On {pairs} {share}{_loss(before, after)}."

@@ -139,6 +139,61 @@ def test_demonstrations_have_a_loss_and_no_pairs(tmp_path):
     found = page(tmp_path, run)
     assert "The loss on training data went from 2.000 to 0.500 in 3 steps." in found.text
     assert "Where the model disagrees" not in found.text and found.names.count("svg") == 1
+    made.lines(run / "metrics.jsonl", [{"step": i, "split": "train", "logps/chosen": -9.0} for i in range(3)])
+    assert "How likely the model finds the responses, in nats." in page(tmp_path, run).text
+
+
+def labelled(folder: Path, finished: bool = True) -> Path:
+    """A run on responses that were labelled one by one."""
+    made.run(folder, finished=finished, unit="response")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    of_pairs = ("rewards/margins", "rewards/accuracies")
+    rows = [{name: value for name, value in record.items() if not name.startswith(of_pairs)} for record in records]
+    made.lines(folder / "metrics.jsonl", rows)
+    (folder / "pairs.jsonl").unlink(missing_ok=True)
+    if finished:
+        results = json.loads((folder / "results.json").read_text())
+        results["held_out"], results["training"] = ({"before": rows[0], "after": rows[-1]} for _ in range(2))
+        for around in (*results["held_out"].values(), *results["training"].values()):
+            around.pop("split", None)
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_responses_that_are_labelled_one_by_one_are_desirable_or_not(tmp_path, finished):
+    found = page(tmp_path, labelled(tmp_path / "kto", finished))
+    assert "reward(desirable)" in found.text and "undesirable, held-out" in found.text
+    assert not re.search("chosen|rejected", found.text)
+    drawn = [attributes["aria-label"] for tag, attributes in found.tags if tag == "svg"]
+    assert drawn[1:] == [
+        f"{what} of the desirable and the undesirable responses over the steps"
+        for what in ("Rewards", "Log-probability")
+    ]
+
+
+def test_runs_on_pairs_and_on_labels_have_their_words_on_one_page(tmp_path):
+    text = page(tmp_path, labelled(tmp_path / "kto"), made.run(tmp_path / "dpo")).text
+    assert "Of responses that were labelled one by one, chosen means desirable, and rejected undesirable." in text
+    assert "Mean rewards; the further apart, the better told apart. Dashed: undesirable. Held-out data." in text
+    assert "Dashed: undesirable or rejected. Held-out data." in text
+
+
+def test_losses_of_two_methods_have_no_axis_in_common(tmp_path):
+    runs = [made.run(tmp_path / name, text) for name, text in (("a", "dpo"), ("b", "ipo"), ("c", "dpo"))]
+    page(tmp_path, *runs)
+    html = (tmp_path / "report.html").read_text()
+    keys = {
+        title: re.findall(r"</i>(\w)</span>", figure)
+        for title, figure in re.findall(r"<h3>(Loss[^<]*)</h3>(.*?)</figure>", html, flags=re.S)
+    }
+    assert keys == {"Loss, dpo": ["a", "c"], "Loss, ipo": ["b"]}
+    assert "run-2" in html[html.index("Loss, dpo") : html.index("Loss, ipo")], "a run has one colour on all of a page"
+
+
+def test_the_data_of_a_run_that_has_not_finished_are_not_known(quick, tmp_path):
+    text = page(tmp_path, made.run(tmp_path / "a"), made.run(tmp_path / "b", finished=False)).text
+    assert "did not have the same data" not in text
 
 
 def test_several_runs_share_their_axes_and_one_table(tmp_path):
