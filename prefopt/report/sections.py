@@ -122,14 +122,14 @@ def warnings(runs: Sequence[Run]) -> Markup | None:
 
 
 def curves(runs: Sequence[Run]) -> Markup | None:
-    one = len(runs) == 1
+    alone = len(runs) == 1
     found = [
         _metric(runs, "reward", "Reward", "Mean reward of what the model answers; higher is better."),
         *_losses(runs),
         _metric(
             runs, "rewards/accuracies", "Accuracy",
             "How often the chosen response has the higher reward. The dashed line is a coin"
-            + ("; shaded is the 95 % interval." if one else "."),
+            + ("; shaded is the 95 % interval." if alone and runs[0].held_out else "."),
             level=0.5, percent=True,
         ),
         _metric(
@@ -151,9 +151,8 @@ def curves(runs: Sequence[Run]) -> Markup | None:
 def _losses(runs: Sequence[Run]) -> list[Markup | None]:
     """A figure for each method: the losses of two may lie so far apart that neither would be seen to move."""
     if len(runs) == 1:
-        return [
-            _metric(runs, "loss", "Loss", "Lower is better; held-out rising while training falls is learning by heart.")
-        ]
+        more = "; held-out rising while training falls is learning by heart" if runs[0].held_out else ""
+        return [_metric(runs, "loss", "Loss", f"Lower is better{more}.")]
     caption = "Lower is better, but only between runs with the same loss and its options."
     methods = dict.fromkeys(run.method for run in runs if any(_records(run, s, "loss") for s in ("train", "eval")))
     return [

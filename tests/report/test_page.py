@@ -129,6 +129,15 @@ def test_ppo_is_told_by_its_reward_and_not_by_its_loss(tmp_path):
     assert "Mean reward of what the model answers" in text and "Lower is better" not in text
 
 
+def test_of_held_out_data_is_spoken_where_there_are_some(tmp_path):
+    run = made.run(tmp_path / "run")
+    said = ["shaded is the 95 % interval", "held-out rising while training falls"]
+    assert all(words in page(tmp_path, run).text for words in said)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    made.lines(run / "metrics.jsonl", [record for record in records if record["split"] != "eval"])
+    assert not any(words in page(tmp_path, run).text for words in said)
+
+
 def test_demonstrations_have_a_loss_and_no_pairs(tmp_path):
     run = tmp_path / "sft"
     run.mkdir()
