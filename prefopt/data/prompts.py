@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from prefopt.data.encode import Encoder
 from prefopt.data.formats.columns import MESSAGES, TEXT
-from prefopt.data.formats.conversation import turns
+from prefopt.data.formats.conversation import text_or_turns
 from prefopt.data.formats.layout import Layout
 from prefopt.data.mix import open_source
 from prefopt.data.read import read_rows
@@ -66,5 +66,5 @@ ALONE = Layout(
     "prompt",
     "a prompt alone, as text or messages",
     {"prompt": TEXT | MESSAGES},
-    lambda row: (row["prompt"] if isinstance(row["prompt"], str) else turns(row["prompt"], "prompt"), ()),
+    lambda row: (text_or_turns(row["prompt"], "prompt"), ()),
 )

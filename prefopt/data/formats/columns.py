@@ -45,6 +45,11 @@ def records(*keys: str) -> Kind:
     return Kind(f"a list of {{{', '.join(keys)}}}", holds)
 
 
+def one_of(*numbers: int) -> Kind:
+    """One of these numbers."""
+    return Kind(" or ".join(map(str, numbers)), lambda value: number(value) in numbers)
+
+
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
@@ -56,6 +61,7 @@ MESSAGE = Kind("a message", is_message)
 MESSAGES = Kind("a list of messages", lambda v: is_list_of(v, is_message))
 ANSWER = TEXT | MESSAGE | MESSAGES
 NUMBER = Kind("a number", lambda value: number(value) is not None)
+SIDE = Kind("a number from 1 to 2", lambda value: 1 <= (number(value) or 0.0) <= 2)
 LABEL = Kind("a true or false label", lambda value: truth(value) is not None)
 TEXTS = Kind("a list of texts", lambda v: is_list_of(v, TEXT.holds))
 NUMBERS = Kind("a list of numbers", lambda v: is_list_of(v, NUMBER.holds))
@@ -84,7 +90,7 @@ def type_of(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return LABEL.name
-    for kind in (TEXT, MESSAGE, MESSAGES):
+    for kind in (TRANSCRIPT, TEXT, MESSAGE, MESSAGES):
         if kind.holds(value):
             return kind.name
     if isinstance(value, int | float):

@@ -76,8 +76,21 @@ def transcript(text: str) -> Turns:
     return tuple(Message(roles[who], said.removeprefix(" ")) for who, said in zip(rest[::2], rest[1::2], strict=True))
 
 
+def text_or_turns(value: Any, column: str) -> str | Turns:
+    return value if isinstance(value, str) else turns(value, column)
+
+
+def reply(prompt: str | Turns, value: Any, column: str) -> str | Turns:
+    """A response: to text, text; to messages, those of ``answer``."""
+    if not isinstance(prompt, str):
+        return answer(value, column)
+    if not isinstance(value, str):
+        raise BadRow("type", f'"{column}" is {type_of(value)}, but its prompt is text')
+    return value
+
+
 def answer(value: Any, column: str) -> Turns:
-    """A response: text is one assistant message; messages begin and end with an assistant's."""
+    """A response to messages: text is one assistant message; messages begin and end with an assistant's."""
     found = (Message("assistant", value),) if isinstance(value, str) else turns(value, column)
     if found[0].role != "assistant" or found[-1].role != "assistant":
         raise BadRow("role", f'"{column}" must begin and end with an assistant\'s message')
@@ -98,10 +111,9 @@ def must_end_with_assistant(conversation: Turns, column: str) -> None:
 
 
 def pair(prompt: str | Turns, chosen: Any, rejected: Any, scores: tuple[float, float] = (1.0, 0.0)) -> Content:
-    """A prompt with its better and its worse response; to messages, text is an assistant's."""
-    if not isinstance(prompt, str):
-        chosen, rejected = answer(chosen, "chosen"), answer(rejected, "rejected")
-    return prompt, (Response(chosen, scores[0]), Response(rejected, scores[1]))
+    """A prompt with its better and its worse response."""
+    better, worse = reply(prompt, chosen, "chosen"), reply(prompt, rejected, "rejected")
+    return prompt, (Response(better, scores[0]), Response(worse, scores[1]))
 
 
 def ordered(prompt: Turns, first: Any, second: Any, first_is_better: bool) -> Content:

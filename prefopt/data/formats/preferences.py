@@ -13,11 +13,13 @@ from prefopt.data.formats.columns import (
     NUMBER,
     NUMBERS,
     PLAIN,
+    SIDE,
     TEXT,
     TEXTS,
     TRANSCRIPT,
     BadRow,
     number,
+    one_of,
     records,
     truth,
 )
@@ -32,6 +34,7 @@ from prefopt.data.formats.conversation import (
     ranking,
     scores,
     split_chat,
+    text_or_turns,
     transcript,
     turns,
     user,
@@ -47,31 +50,26 @@ def has_no_prompt_column(row: Fields) -> bool:
     return not named and not any(isinstance(v, str) and " " in v.strip() for v in others.values())
 
 
+def text_answers_text(row: Fields) -> bool:
+    """Not so in ``ultrafeedback-binarized``, which has the same columns."""
+    return not isinstance(row["prompt"], str) or isinstance(row["chosen"], str)
+
+
 @preference(
     "preference",
-    "TRL: prompt, chosen and rejected as text, used as it is",
-    prompt=TEXT,
-    chosen=TEXT,
-    rejected=TEXT,
-)
-def _(row: Fields) -> Content:
-    return pair(row["prompt"], row["chosen"], row["rejected"], scores(row))
-
-
-@preference(
-    "preference-chat",
-    "TRL: prompt as messages, chosen and rejected the answer",
-    prompt=MESSAGES,
+    "TRL: prompt, chosen and rejected, as text that is used as it is, or as messages",
+    guess=text_answers_text,
+    prompt=TEXT | MESSAGES,
     chosen=ANSWER,
     rejected=ANSWER,
 )
 def _(row: Fields) -> Content:
-    return pair(turns(row["prompt"], "prompt"), row["chosen"], row["rejected"], scores(row))
+    return pair(text_or_turns(row["prompt"], "prompt"), row["chosen"], row["rejected"], scores(row))
 
 
 @preference(
     "preference-implicit",
-    "TRL: two texts, the prompt is what both begin with",
+    "TRL: chosen and rejected, two texts, the prompt is what both begin with",
     guess=has_no_prompt_column,
     chosen=PLAIN,
     rejected=PLAIN,
@@ -89,7 +87,7 @@ def _(row: Fields) -> Content:
 
 @preference(
     "preference-implicit-chat",
-    "TRL: two conversations, the prompt is what both begin with",
+    "TRL: chosen and rejected, two conversations, the prompt is what both begin with",
     chosen=MESSAGES,
     rejected=MESSAGES,
 )
@@ -111,7 +109,7 @@ def _(row: Fields) -> Content:
     return split_chat(chosen, rejected, scores(row))
 
 
-@preference("hh", "Anthropic HH: two whole transcripts", chosen=TRANSCRIPT, rejected=TRANSCRIPT)
+@preference("hh", "Anthropic HH: chosen and rejected, two whole transcripts", chosen=TRANSCRIPT, rejected=TRANSCRIPT)
 def _(row: Fields) -> Content:
     """The prompt ends before the last Assistant turn; a conversation that forks earlier has none."""
     chosen, rejected = transcript(row["chosen"]), transcript(row["rejected"])
@@ -272,7 +270,7 @@ def _(row: Fields) -> Content:
 
 @preference(
     "stackexchange",
-    "a question, the better and the worse answer",
+    "question, response_j the better answer and response_k the worse",
     question=TEXT,
     response_j=TEXT,
     response_k=TEXT,
@@ -359,3 +357,60 @@ def _(row: Fields) -> Content:
     if winner.startswith(("tie", "both")):
         return split_chat(a, b, (0.0, 0.0))
     raise BadRow("label", f'"winner" is {row["winner"]!r}, not model_a, model_b or a tie')
+
+
+@preference(
+    "auto-j",
+    "Auto-J: prompt, response 1, response 2; label 0 prefers the first, 1 the second, 2 is a tie",
+    prompt=TEXT,
+    **{"response 1": TEXT, "response 2": TEXT},
+    label=one_of(0, 1, 2),
+)
+def _(row: Fields) -> Content:
+    answers = ((row[f"response {i + 1}"], float(number(row["label"]) == i)) for i in (0, 1))
+    return ranking(user(row["prompt"]), answers, "response")
+
+
+@preference(
+    "llmbar",
+    "LLMBar: input, output_1, output_2; label is 1 or 2",
+    input=TEXT,
+    output_1=TEXT,
+    output_2=TEXT,
+    label=one_of(1, 2),
+)
+def _(row: Fields) -> Content:
+    return ordered(user(row["input"]), row["output_1"], row["output_2"], number(row["label"]) == 1)
+
+
+@preference(
+    "pandalm",
+    "PandaLM: instruction, input, response1, response2; annotator1, annotator2, annotator3 say 1, 2 or 0, a tie",
+    optional="input",
+    instruction=TEXT,
+    response1=TEXT,
+    response2=TEXT,
+    annotator1=one_of(0, 1, 2),
+    annotator2=one_of(0, 1, 2),
+    annotator3=one_of(0, 1, 2),
+)
+def _(row: Fields) -> Content:
+    """What two of the three say."""
+    votes = [number(row[f"annotator{i}"]) for i in (1, 2, 3)]
+    answers = ((row[f"response{i}"], float(votes.count(i) > 1)) for i in (1, 2))
+    return ranking(alpaca(row), answers, "response")
+
+
+@preference(
+    "alpaca-eval",
+    "AlpacaEval: instruction, input, output_1, output_2; preference from 1 for the first to 2 for the second",
+    optional="input",
+    instruction=TEXT,
+    output_1=TEXT,
+    output_2=TEXT,
+    preference=SIDE,
+)
+def _(row: Fields) -> Content:
+    """The probability that either one is preferred."""
+    second = (number(row["preference"]) or 0.0) - 1
+    return ranking(alpaca(row), ((row["output_1"], 1 - second), (row["output_2"], second)), "output")

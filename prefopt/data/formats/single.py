@@ -13,6 +13,8 @@ from prefopt.data.formats.conversation import (
     answer,
     has_ended,
     last_turn,
+    reply,
+    text_or_turns,
     turns,
     with_system,
 )
@@ -25,32 +27,20 @@ def desirable(value: Any) -> float:
 
 
 def judged(prompt: str | Turns, response: Any, column: str, label: Any, ended: bool = True) -> Content:
-    said = response if isinstance(prompt, str) else answer(response, column)
-    return prompt, (Response(said, desirable(label), ended),)
+    return prompt, (Response(reply(prompt, response, column), desirable(label), ended),)
 
 
 @unpaired(
     "kto",
-    "TRL: prompt, completion as text, used as it is, and label",
+    "TRL: prompt and completion, as text that is used as it is, or as messages, and label",
     optional="ended",
-    prompt=TEXT,
-    completion=TEXT,
-    label=LABEL,
-)
-def _(row: Fields) -> Content:
-    return judged(row["prompt"], row["completion"], "completion", row["label"], has_ended(row))
-
-
-@unpaired(
-    "kto-chat",
-    "TRL: prompt as messages, completion the answer, and label",
-    optional="ended",
-    prompt=MESSAGES,
+    prompt=TEXT | MESSAGES,
     completion=ANSWER,
     label=LABEL,
 )
 def _(row: Fields) -> Content:
-    return judged(turns(row["prompt"], "prompt"), row["completion"], "completion", row["label"], has_ended(row))
+    prompt = text_or_turns(row["prompt"], "prompt")
+    return judged(prompt, row["completion"], "completion", row["label"], has_ended(row))
 
 
 @unpaired("kto-messages", "LLaMA-Factory, ms-swift: messages and label", messages=MESSAGES, label=LABEL)
@@ -88,27 +78,17 @@ def _(row: Fields) -> Content:
 
 @demonstration(
     "prompt-completion",
-    "TRL: prompt and completion as text, used as it is",
+    "TRL: prompt and completion, as text that is used as it is, or as messages",
     optional="ended",
-    prompt=TEXT,
-    completion=TEXT,
-)
-def _(row: Fields) -> Content:
-    return row["prompt"], (Response(row["completion"], ended=has_ended(row)),)
-
-
-@demonstration(
-    "prompt-completion-chat",
-    "TRL: prompt as messages, completion the answer",
-    optional="ended",
-    prompt=MESSAGES,
+    prompt=TEXT | MESSAGES,
     completion=ANSWER,
 )
 def _(row: Fields) -> Content:
-    return turns(row["prompt"], "prompt"), (Response(answer(row["completion"], "completion"), ended=has_ended(row)),)
+    prompt = text_or_turns(row["prompt"], "prompt")
+    return prompt, (Response(reply(prompt, row["completion"], "completion"), ended=has_ended(row)),)
 
 
-@demonstration("messages", "a conversation; its last turn is the response", messages=MESSAGES)
+@demonstration("messages", "messages, a conversation; its last turn is the response", messages=MESSAGES)
 def _(row: Fields) -> Content:
     return last_turn(turns(row["messages"], "messages"), "messages")
 
