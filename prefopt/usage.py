@@ -45,6 +45,8 @@ def usage_of(name: str, everything: bool = False, loss: str | None = None) -> st
             if loss
             else "losses, their flags and defaults (--loss NAME --help explains them):\n" + table(losses())
         )
+    if name == "check" and everything:
+        parts.append("layouts of the data, for --format:\n" + table(layouts()))
     if len(shown) < len(flags):
         parts.append(f"--help-all shows {len(flags) - len(shown)} more flags.")
     return "\n\n".join(parts) + "\n"
@@ -90,6 +92,17 @@ def losses() -> list[tuple[str, str]]:
         options = {key: option.default for key, option in options_of(name).items() if key != "nll_weight"}
         rows.append((name, " ".join(f"{flag(key)} {default}" for key, default in options.items())))
     return [*rows, ("any of pairs", "--nll-weight 0.0 (of imitating the chosen response)")]
+
+
+def layouts() -> list[tuple[str, str]]:
+    """The layouts of data, with the columns that they need.
+
+    >>> dict(layouts())["kto-messages"]
+    'LLaMA-Factory, ms-swift: messages and label'
+    """
+    from prefopt.data.formats import LAYOUTS
+
+    return [(name, layout.about) for name, layout in LAYOUTS.items()]
 
 
 def options(loss: str) -> list[tuple[str, str]]:

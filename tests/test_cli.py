@@ -63,7 +63,7 @@ def test_help_fits_a_screen(words: list[str], capsys: pytest.CaptureFixture[str]
 def test_help_imports_nothing_slow() -> None:
     script = (
         "import sys\nfrom prefopt.cli import main\n"
-        "for words in (['--help'], ['train', '--help'], ['train', '--help-all']): assert main(words) == 0\n"
+        "for words in (['--help'], ['train', '--help'], ['check', '--help-all']): assert main(words) == 0\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'numpy', 'pandas', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
@@ -95,6 +95,17 @@ def test_help_explains_the_options_of_one_loss(tmp_path: Path, capsys: pytest.Ca
     assert "simpo" not in shown
     assert main(["train", "--loss=ipo", "-h"]) == 0 and "--tau NUMBER" in capsys.readouterr().out
     assert main(["train", "--loss", "ipp", "--help"]) == 2 and "did you mean ipo?" in capsys.readouterr().err
+
+
+def test_the_layouts_of_data_are_in_help_all_of_check(capsys: pytest.CaptureFixture[str]) -> None:
+    from prefopt.data.formats import LAYOUTS
+
+    assert main(["check", "--help-all"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    _, listed = shown.split("layouts of the data, for --format:\n")
+    assert [line.split()[0] for line in listed.splitlines() if line[2] != " "] == [*LAYOUTS]
+    assert main(["check", "--help"]) == 0 and "prefopt check --help-all" in capsys.readouterr().out
 
 
 def test_rare_flags_are_in_help_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ class Check:
     model: str | None = None
     """folder or hub name of a model or tokenizer, to count tokens"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
+    """layout of the data, when it cannot be guessed (prefopt check --help-all lists them)"""
     max_length: int | None = None
     """tokens of prompt and response; by default the model's own limit"""
     overlong: Overlong = "drop"
@@ -106,7 +106,7 @@ class Training:
     out: Path
     """the run directory to write"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
+    """layout of the data, when it cannot be guessed (prefopt check --help-all lists them)"""
     epochs: float = 3
     """passes over the data"""
     max_steps: int | None = None
@@ -376,7 +376,7 @@ class Sample:
     seed: int = 0
     """decides all that is drawn"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
+    """layout of the data, when it cannot be guessed (prefopt check --help-all lists them)"""
     dtype: Dtype = "auto"
     """auto: bfloat16 where the GPU has it, else float32"""
     device: Device = "auto"
@@ -425,7 +425,7 @@ class Score:
     out: Path | None = None
     """JSONL file to write, one line per response"""
     format: str | None = None
-    """layout of the data, when it cannot be guessed (names: prefopt/data/formats)"""
+    """layout of the data, when it cannot be guessed (prefopt check --help-all lists them)"""
     max_length: int | None = None
     """tokens of prompt and response; by default the model's own limit"""
     overlong: Overlong = "drop"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefopt.data.formats.columns import MESSAGES, TEXT, BadRow, Kind, type_of
@@ -71,8 +71,8 @@ class Layout:
     def read(self, row: Row) -> Example | Finding:
         """The row as an Example, or what is wrong with it."""
         try:
-            for name, kind in self.columns.items():
-                self._expect(row.fields, name, kind)
+            for bad in self.amiss(row.fields):
+                raise bad
             example = Example(*self.convert(row.fields), row.source)
             for text in example.texts():
                 text.encode()
@@ -83,14 +83,16 @@ class Layout:
             half = f"\\u{ord(error.object[error.start]):04x}"
             return Finding(row.source, "encoding", f"the text holds {half}, half a character")
 
-    def _expect(self, row: Fields, name: str, kind: Kind) -> None:
-        if name not in row:
-            close = difflib.get_close_matches(name, set(row) - set(self.columns), n=1)
-            raise BadRow("missing", f'no "{name}"' + (f'; if "{close[0]}" is meant, rename it' if close else ""))
-        if row[name] is None:
-            raise BadRow("null", f'"{name}" is null')
-        if not kind.holds(row[name]):
-            raise BadRow("type", f'"{name}" is {type_of(row[name])}, not {kind.name}')
+    def amiss(self, row: Fields) -> Iterator[BadRow]:
+        """For each column that is not there, or not of its type, what is wrong with it."""
+        for name, kind in self.columns.items():
+            if name not in row:
+                close = difflib.get_close_matches(name, set(row) - set(self.columns), n=1)
+                yield BadRow("missing", f'no "{name}"' + (f'; if "{close[0]}" is meant, rename it' if close else ""))
+            elif row[name] is None:
+                yield BadRow("null", f'"{name}" is null')
+            elif not kind.holds(row[name]):
+                yield BadRow("type", f'"{name}" is {type_of(row[name])}, not {kind.name}')
 
 
 LAYOUTS: dict[str, Layout] = {}
@@ -116,12 +118,15 @@ unpaired = _definer(UNPAIRED)
 demonstration = _definer(DEMONSTRATION)
 
 
+ALL_OF_THEM = "prefopt check --help-all lists all layouts"
+
+
 def named(name: str) -> Layout:
     """The layout of that name; UserError with the nearest otherwise."""
     if name not in LAYOUTS:
-        close = difflib.get_close_matches(name, LAYOUTS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(LAYOUTS)}"
-        raise UserError(f"there is no format {name}; {hint}")
+        close = difflib.get_close_matches(name.lower(), LAYOUTS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"there is no format {name}; {hint}{ALL_OF_THEM}")
     return LAYOUTS[name]
 
 
@@ -156,21 +161,28 @@ def _no_layout(rows: Sequence[Row]) -> str:
     columns = {column: value for row in reversed(rows) for column, value in row.fields.items()}
     found = ", ".join(f'"{column[:40]}" ({type_of(value)})' for column, value in [*columns.items()][:SHOWN])
     found += f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
-    parts = [f"no layout fits its columns {found}"]
+    parts = [f"no layout fits its columns {found or '(none)'}"]
     if meant := _renamed(columns):
         parts.append('column "{}": did you mean "{}"? Then rename it'.format(*meant))
-    told = [one for one in LAYOUTS.values() if one.fits(columns) and one.name != "preference-implicit"]
-    if told:
-        parts.append("or say " + " or ".join(f"--format {one.name} ({one.about})" for one in told))
-    near = [one for one in LAYOUTS.values() if len(one.columns) > 2 and one.lacks_one(columns)]
-    if len(parts) == 1 and near:
-        parts.append(" or ".join(f'as {one.name} it lacks "{one.lacks(columns)[0]}"' for one in near[:2]))
+    read = (one for one in LAYOUTS.values() if isinstance(one.read(Row(columns, "")), Example))
+    if told := [f"--format {one.name} ({one.about})" for one in read if one.name != "preference-implicit"]:
+        parts.append(f"say {' or '.join(told)}")
     others = [value for name, value in columns.items() if name != "prompt"]
     if (TEXT | MESSAGES).holds(columns.get("prompt")) and not any(isinstance(o, str | list | dict) for o in others):
         parts.append("prompts alone are for prefopt sample and prefopt ppo; here their responses are needed too")
     if len(parts) == 1:
-        parts.append(f"rename them to prompt, chosen and rejected, or say --format with one of {', '.join(LAYOUTS)}")
+        parts += [_nearest(columns), ALL_OF_THEM]
     return "; ".join(parts)
+
+
+def _nearest(columns: Fields) -> str:
+    """The layouts of which most is there, and what is not."""
+    amiss = {one: [str(bad) for bad in one.amiss(columns)] for one in LAYOUTS.values()}
+    near = [one for one in LAYOUTS.values() if amiss[one] and one.columns.keys() & columns]
+    near.sort(key=lambda one: (len(one.lacks(columns)), -len(one.columns), len(amiss[one])))
+    if not near:
+        return "rename them to prompt, chosen and rejected, or as another layout has them"
+    return "they come nearest to " + ", ".join(f"{one.name} ({', '.join(amiss[one])})" for one in near[:3])
 
 
 def _renamed(columns: Fields) -> tuple[str, str] | None:
