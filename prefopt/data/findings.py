@@ -6,6 +6,7 @@ One pass, in order, with a few hashes per example, so that a list of any length 
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +33,10 @@ def inspected(examples: Iterable[Example], said: Said) -> Iterator[tuple[Example
         if not any(finding.drops for finding in findings):
             said.add(example, source)
         yield example, findings
+
+
+WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+"""how a list of messages begins in a cell of a table"""
 
 
 class Said:
@@ -110,6 +115,9 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
     prompt = example.prompt
     if isinstance(prompt, str) and prompt.strip() and all(str(r.content).startswith(prompt) for r in responses):
         yield found("repeats-prompt", "the responses repeat the prompt, which stands before them anyway", drops=False)
+    if any(isinstance(text, str) and WRITTEN_OUT.match(text) for text in (prompt, *(r.content for r in responses))):
+        why = "messages written out as text are read as text; save the rows as JSONL, with lists of messages"
+        yield found("messages-as-text", why, drops=False)
 
 
 def _comparisons(responses: list[bytes], scores: list[float | None]) -> Iterator[tuple[bytes, bytes]]:

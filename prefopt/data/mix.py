@@ -41,7 +41,8 @@ class Source:
 
     @property
     def unread_note(self) -> str:
-        return f"{self.name}: these columns are not read: {', '.join(self.unread)}"
+        names = ", ".join(name or "(unnamed)" for name in self.unread)
+        return f"{self.name}: these columns are not read: {names}"
 
     def __iter__(self) -> Iterator[Example | Finding]:
         return self.read()

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
-import glob
 import gzip
 import io
 import itertools
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,14 +27,31 @@ from typing import IO, Any, NamedTuple, NoReturn
 import xxhash
 
 from prefopt.data import hub
+from prefopt.data.files import KINDS, find_files, kind_of, nearest
 from prefopt.errors import UserError
 from prefopt.progress import Advance, untold
 
 MAX_ROW = 64 * 2**20  # bytes of a line, characters of an array element
 CHUNK = 2**20
 AHEAD = 100_000  # lines that are looked at behind a broken one
-SPLITS = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
-BOOKKEEPING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of datasets, no rows
+LFS = b"version https://git-lfs.github.com/spec/"  # how the stand-in of a large file in a git repository begins
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose last value of a key would hide the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f'the key "{twice}" stands twice in one object')
+    return found
+
+
+def _constant(word: str) -> float | None:
+    """NaN is what pandas writes where there is no value."""
+    return None if word == "NaN" else float(word)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
 
 
 class Row(NamedTuple):
@@ -87,108 +101,11 @@ def fingerprint(spec: str) -> str:
     return content.hexdigest()
 
 
-# ---------------------------------------------------------------- what a name stands for
-
-
-def find_files(spec: str) -> list[Path] | None:
-    """The files that ``spec`` names, sorted; None when it can only be a name on the hub."""
-    try:
-        return _named(spec)
-    except OSError as error:  # a folder that may not be entered, a name that is too long
-        raise UserError(f"--data {spec} cannot be looked at: {error.strerror or error}") from error
-
-
-def _named(spec: str) -> list[Path] | None:
-    path = Path(os.path.expanduser(spec))
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return _in_folder(path, split=None)
-    folder, colon, split = str(path).rpartition(":")
-    if colon and Path(folder).is_dir():
-        return _in_folder(Path(folder), split)
-    if glob.has_magic(spec):
-        found = sorted(name for name in map(Path, glob.glob(str(path), recursive=True)) if _is_there(name))
-        if not found:
-            raise UserError(f"no file matches {spec}")
-        return found
-    if path.exists() or spec == "-":
-        raise UserError(f"{spec} is no file but a stream, and data are read more than once: save them as a file")
-    if _kind(path) or not hub.NAME.fullmatch(spec) or ("/" in spec and path.parent.is_dir()):
-        near = _nearest(path)
-        on_hub = "" if near or "/" in spec or _kind(path) else ", and a data set on the hub is called owner/name"
-        raise UserError(f"there is no file {spec}{near}{on_hub}")
-    return None
-
-
-def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(f for f in _below(folder) if _kind(f) and f.name not in BOOKKEEPING)
-    if not files:
-        raise UserError(f"the folder {folder} holds no data files ({', '.join(READERS)}, or those with .gz)")
-    splits = {f: _split_of(f.relative_to(folder)) for f in files}
-    if split is not None:
-        files = [f for f in files if splits[f] == split]
-        if not files:
-            raise UserError(f'the folder {folder} has no files for the split "{split}"')
-    elif len(set(splits.values()) - {None}) > 1:  # training on the test files must be a decision
-        names = sorted({name for name in splits.values() if name})
-        raise UserError(
-            f"the folder {folder} holds the splits {', '.join(names)}: choose one, as in {folder}:{names[-1]}"
-        )
-    return [file for file in files if _is_there(file)]
-
-
-def _below(folder: Path) -> list[Path]:
-    """Every file in it, also behind links, but for what is hidden; one that has several names by that without a link.
-
-    OSError where a folder may not be entered.
-    """
-
-    def visit(at: Path, above: frozenset[str]) -> Iterator[Path]:
-        if (real := os.path.realpath(at)) in above:  # a link to a folder that it stands in
-            return
-        for entry in sorted(os.scandir(at), key=lambda entry: entry.name):
-            if not entry.name.startswith("."):
-                yield from visit(at / entry.name, above | {real}) if entry.is_dir() else [at / entry.name]
-
-    def linked(file: Path) -> bool:
-        return os.path.realpath(file) != os.path.join(os.path.realpath(folder), file.relative_to(folder))
-
-    found: dict[str, Path] = {}
-    for file in sorted(visit(folder, frozenset()), key=lambda file: (linked(file), file)):
-        found.setdefault(os.path.realpath(file), file)
-    return list(found.values())
-
-
-def _is_there(file: Path) -> bool:
-    """UserError where it is a link that leads nowhere: a file of the data is missing."""
-    if file.is_symlink() and not file.exists():
-        raise UserError(f"{file} is a link to {os.readlink(file)}, which is not there")
-    return file.is_file()
-
-
-def _split_of(path: Path) -> str | None:
-    found = (SPLITS.match(part) for part in reversed(path.parts))
-    return next((match[1].lower() for match in found if match), None)
-
-
-def _kind(path: Path) -> str | None:
-    """The suffix that says how to read the file: ".jsonl" for both a.jsonl and a.jsonl.gz."""
-    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    return suffix.lower() if suffix.lower() in READERS else None
-
-
-def _nearest(path: Path) -> str:
-    names = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
 def _on_hub(spec: str) -> hub.Split:
     try:
         return hub.split(spec)
     except hub.NotThere as error:
-        near = _nearest(Path(spec))
+        near = nearest(Path(spec))
         raise UserError(f"{spec} is no file here{near}, and the hub does not give it: {error}") from error
 
 
@@ -211,14 +128,16 @@ class _Told(io.FileIO):
 
 
 def _file_rows(path: Path, advance: Advance) -> Iterator[Row]:
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         raise UserError(
-            f"cannot tell from its name what {path} holds: it should end in {', '.join(READERS)}, or in .gz after those"
+            f"cannot tell from its name what {path} holds: it should end in {', '.join(KINDS)}, or in .gz after those"
         )
     count = 0
     try:
         with io.BufferedReader(_Told(path, advance), CHUNK) as file:
+            if file.peek(len(LFS)).startswith(LFS):
+                raise UserError(f"{path} holds no data but points to them: fetch them with git lfs pull")
             zipped = file.peek(2)[:2] == b"\x1f\x8b"
             stream: IO[bytes] = gzip.open(file) if zipped else file  # type: ignore[assignment]  # noqa: SIM115
             for row in READERS[kind](stream, str(path)):
@@ -277,7 +196,7 @@ def _json_line(raw: bytes, name: str, number: int) -> dict[str, Any] | None:
     """None of a line without anything."""
     line = _decoded(raw, name, number)
     try:
-        return _object(json.loads(line.rstrip()), f"{name}:{number}") if line.strip() else None
+        return _object(DECODER.decode(line.rstrip()), f"{name}:{number}") if line.strip() else None
     except json.JSONDecodeError as error:
         raise UserError(f"{name}:{number}:{error.pos + 1}: bad JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
@@ -420,7 +339,7 @@ class _Window:
     def value(self) -> Any:
         while True:
             try:
-                value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
+                value, self.at = DECODER.raw_decode(self.text, self.at)
                 return value
             except json.JSONDecodeError as error:
                 # a value cut off by the window's edge fails there, or as a string left open; else it is wrong
@@ -456,7 +375,7 @@ def _cells(stream: IO[bytes], name: str, delimiters: str) -> Iterator[Row]:
     try:
         for cells in reader:
             if header is None:
-                header = cells
+                header = [name.strip() for name in cells]
                 if len(set(header)) < len(header):
                     raise UserError(f"{name}:{line}: two columns have the same name")
             elif cells:
@@ -465,7 +384,10 @@ def _cells(stream: IO[bytes], name: str, delimiters: str) -> Iterator[Row]:
                 yield Row(dict(zip(header, cells, strict=True)), f"{name}:{line}")
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{name}:{line}: bad cells: {error}") from error
+        what = str(error)
+        if what.startswith("new-line character"):  # the module goes on with advice on how to call it
+            what = "a carriage return without a line feed; save the file with line feeds"
+        raise UserError(f"{name}:{line}: bad cells: {what}") from error
 
 
 def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:

@@ -42,6 +42,8 @@ def test_a_sound_pair_has_no_findings():
         (pair("p", "a", "b", "b", scores=(3, 2, 1)), "equal", "some of the ranked responses are equal", False),
         (pair("p", "a", "b", "", scores=(3, 2, 1)), "empty", "response 3 is empty", True),
         (pair("2+2=", "2+2=4", "2+2=5"), "repeats-prompt", "the responses repeat the prompt", False),
+        (pair('[{"role": "user"}]', "a", "b"), "messages-as-text", "messages written out as text", False),
+        (pair("q", "[{'content': 'a'}\n]", "b"), "messages-as-text", "messages written out as text", False),
         (Example("", (Response(" "),)), "empty", "the response is empty", True),
         (Example("", (Response(" ", ended=False),)), "empty", "the response is empty", True),
         (Example("", (Response("a", ended=False),)), "unended", "the response was cut off when it was sampled", False),

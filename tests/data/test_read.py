@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import tracemalloc
 
 import pytest
@@ -141,6 +142,34 @@ def test_what_is_broken_is_named_with_its_place(tmp_path, monkeypatch, name, dat
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(data)
     assert message(name).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"a": {}}\n{"a": {"b": 1, "b": 3}}', 'a.jsonl:2: bad JSON: the key "b" stands twice in one'),
+        ("a.json", b'[{"a": 1},\n{"b": 1, "b": 1}]', 'a.json:2:1: bad JSON: the key "b" stands twice in one object'),
+        ("a.csv", b"a,b\r1,2\r", "a.csv:1: bad cells: a carriage return without a line feed; save the file with"),
+        ("a.csv", b"a, a\n1,2\n", "a.csv:1: two columns have the same name"),
+        ("a.csv", read.LFS + b"v1\noid", "a.csv holds no data but points to them: fetch them with git lfs pull"),
+        ("a.parquet", read.LFS + b"v1\noid", "a.parquet holds no data but points to them"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(tmp_path, monkeypatch, name, data, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(data)
+    assert message(name).startswith(said)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_nan_in_json_is_no_value(tmp_path, name):
+    (tmp_path / name).write_text('{"a": NaN, "b": [NaN], "c": -Infinity}')
+    assert fields(tmp_path / name) == [{"a": None, "b": [None], "c": -math.inf}]
+
+
+def test_names_of_columns_may_have_space_around_them(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt, chosen ,rejected\n1, 2 ,3\n")
+    assert fields(tmp_path / "a.csv") == [{"prompt": "1", "chosen": " 2 ", "rejected": "3"}]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +309,7 @@ def test_a_folder_with_splits_must_be_told_which(tmp_path):
     write(tmp_path / "test.jsonl", [{"n": 2}])
     assert "holds the splits test, train: choose one" in message(tmp_path)
     assert fields(f"{tmp_path}:train") == [{"n": 1}]
-    assert 'no files for the split "dev"' in message(f"{tmp_path}:dev")
+    assert message(f"{tmp_path}:dev").endswith('has no files for the split "dev"; there is test, train')
 
 
 def test_a_missing_file_suggests_the_nearest_name(tmp_path, monkeypatch):
@@ -293,6 +322,7 @@ def test_a_missing_file_suggests_the_nearest_name(tmp_path, monkeypatch):
         message("/dev/null")
         == "/dev/null is no file but a stream, and data are read more than once: save them as a file"
     )
+    assert message("") == "--data is empty: name a file, a folder or a data set"
     assert message("-").startswith("- is no file but a stream")
 
 
