@@ -217,7 +217,7 @@ def _begun(config: Sample, asked: Sequence[Example]) -> int:
         raise UserError(f"--out {config.out} exists: continue it with --resume, or choose another file")
     if not beside.exists():
         raise UserError(f"--out {config.out} was not written by prefopt sample: there is no {beside}")
-    before, now = settings.read(beside), yaml.safe_load(settings.dump(config))
+    before, now = settings.recorded(beside), yaml.safe_load(settings.dump(config))
     settings.unchanged(before, now, now.keys() - MAY_CHANGE, f"{config.out} was begun")
     return _whole_rows(config, asked)
 

@@ -127,15 +127,15 @@ def read(path: str | Path) -> dict[str, Setting]:
 CHOSEN = "# Chosen by prefopt"
 
 
-def recorded(path: str | Path) -> dict[str, Setting]:
+def recorded(path: str | Path) -> dict[str, Any]:
     """What a run's ``config.yaml`` tells of it: what was set, and what was chosen and stands behind it as comments."""
     given, chosen, behind = read(path), {}, False
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+    for line in Path(path).read_text(encoding="utf-8").split("\n"):
         behind = behind or line.startswith(CHOSEN)
         if behind and (found := re.fullmatch(r"# (\w+): (.+)", line)):
             with contextlib.suppress(ValueError):  # a comment of someone's own
-                chosen[found[1]] = Setting(json.loads(found[2]), f"{path}:{number}")
-    return chosen | given
+                chosen[found[1]] = json.loads(found[2])
+    return chosen | {key: setting.value for key, setting in given.items()}
 
 
 def dump(config: Any, chosen: Set[str] = frozenset()) -> str:
@@ -218,10 +218,10 @@ def _loss_options(loss: str) -> dict[str, Any]:
     return options_of(loss)
 
 
-def unchanged(before: Mapping[str, Setting], now: Mapping[str, Any], keys: Set[str], begun: str) -> None:
+def unchanged(before: Mapping[str, Any], now: Mapping[str, Any], keys: Set[str], begun: str) -> None:
     """SettingError where one of the ``keys`` is ``now`` not what it was ``before``, when the work was ``begun``."""
     for key, value in now.items():
-        was = before[key].value if key in before else None
+        was = before.get(key)
         if key in keys and was != value:
             instead = "leave it as it was to continue, or choose another --out"
             raise SettingError(key, f"is {value} and was {was} when {begun}: {instead}")

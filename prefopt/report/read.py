@@ -107,7 +107,7 @@ def read_run(folder: Path, name: str) -> Run:
         folder,
         name,
         finished,
-        redact({key: setting.value for key, setting in given.items()}),
+        redact(given),
         _results(files["results.json"]) if finished else _so_far(history),
         history,
         _rows(folder / "pairs.jsonl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ from prefopt.train.loop import Schedule
 from prefopt.train.metrics import peak_memory, read_metrics
 from prefopt.train.prepare import Prepare, Prepared, prepare
 from prefopt.types import Encoded
-from prefopt.whole import writable
+from prefopt.whole import whole, writable
 
 SAMPLE = 1000
 FREE = {"out", "resume", "keep", "track", "save_every", "eval_every", "tokens_per_microbatch", "device", "strict"}
@@ -140,25 +141,27 @@ class Job:
         order = plan.order(self.data.train, self.config.seed)
         return [self.data.train[i] for i in order.batch(0, min(SAMPLE, len(self.data.train)))]
 
+    def written(self, chosen: Set[str] = frozenset()) -> str:
+        """The settings as YAML. A checkpoint keeps all of them, since a run's config.yaml is a person's to edit."""
+        return settings.dump(dataclasses.replace(self.config, resume=False), chosen)
+
     def open_folder(self, found: Checkpoint | None) -> None:
-        """Write config.yaml; with a checkpoint, hold settings and data against it.
-
-        A run that has not come to a checkpoint begins anew, and so does its config.yaml.
-        """
+        """Hold settings and data against a checkpoint, if there is one, and write config.yaml."""
         if found:
-            self.check_unchanged(found.state["data"])
-            return
-        begun = settings.dump(dataclasses.replace(self.config, resume=False), self.chosen)
-        with writable(self.out):
-            (self.out / "config.yaml").write_text(begun, encoding="utf-8")
+            self.check_unchanged(found.state["data"], config=found.state.get("config"))
+        with writable(self.out), whole(self.out / "config.yaml") as file:
+            file.write(self.written(self.chosen))
 
-    def check_unchanged(self, data: str, code: str | None = None) -> None:
-        """UserError unless the run in the folder had these settings, and data and ``code`` of these fingerprints."""
-        file = self.out / "config.yaml"
-        before, now = settings.recorded(file), yaml.safe_load(settings.dump(self.config))
+    def check_unchanged(self, data: str, code: str | None = None, config: str | None = None) -> None:
+        """UserError unless the run in the folder had these settings, and data and ``code`` of these fingerprints.
+
+        ``config`` is what it was trained with; where nothing tells, that is what its config.yaml says.
+        """
+        before = yaml.safe_load(config) if config else settings.recorded(self.out / "config.yaml")
+        now = yaml.safe_load(self.written())
         if any((key in before) != (key in now) for key in ("loss", "reward", "rankings")):  # each of one command alone
             raise UserError(f"--out {self.out} holds a run of another command: choose another folder")
-        begun = f"this run began ({file})"
+        begun = f"the run in {self.out} began"
         try:
             settings.unchanged(before, now, now.keys() - FREE - FROM_DATA, begun)
         except settings.SettingError as error:
@@ -258,4 +261,4 @@ def _recorded(config: settings.Training, key: str) -> Any:
     """What was chosen when the run that is resumed began."""
     file = config.out / "config.yaml"
     recorded = settings.recorded(file) if config.resume and file.exists() else {}
-    return recorded[key].value if key in recorded else None
+    return recorded.get(key)

@@ -188,6 +188,7 @@ class Recorder:
     def save(self, step: int) -> None:
         state = self.course.state() | {
             "guard": asdict(self.course.training.guard),
+            "config": self.job.written(),
             "data": self.job.data.fingerprint,
             "code": self.job.code,
             "reference": self.course.reference_is,

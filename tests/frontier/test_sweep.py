@@ -287,7 +287,7 @@ def test_a_sweep_asks_the_reference_once(given, tmp_path, reward, monkeypatch, c
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2,5", reward=reward, resume=True)) == 0
     assert [one["name"] for one in results(out)["runs"]][2] == "loss-dpo_beta-5" and len(asked) == count
     assert main(swept(out, given, "loss=dpo,ipo", "beta=0.1,2", reward=reward, resume=True, batch_size=8)) == 2
-    assert "--batch-size is 8 and was 4 when this run began" in capsys.readouterr().err
+    assert f"--batch-size is 8 and was 4 when the run in {out}/" in capsys.readouterr().err
 
 
 def test_prompts_that_are_cut_are_rewarded_too(given, tmp_path, reward):

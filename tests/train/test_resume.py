@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.cli import main
 from prefopt.train import checkpoint, loop, run
 from tests.train import tiny
 
@@ -237,6 +238,48 @@ def test_other_settings_are_refused(given, halfway, capsys, change, said):
     before = tiny.metrics(halfway)
     refused(capsys, tiny.cli("train", given.model, given.pairs, halfway, **LONG | change, resume=True), said)
     assert tiny.metrics(halfway) == before and tiny.steps_saved(halfway) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ("learning_rate: 0.01", "learning_rate: 0.02", "--learning-rate is 0.02 and was 0.01"),
+        ("# beta: 0.1", "beta: 0.2", "--beta is 0.2 and was 0.1"),
+        ("seed: 3", "", "--seed is 0 and was 3"),
+        ("loss: dpo", "loss: ipo", "--loss is ipo and was dpo"),
+    ],
+)
+def test_an_edited_config_yaml_is_refused_as_a_flag_is(halfway, capsys, line, instead, said):
+    file = halfway / "config.yaml"
+    edited = file.read_text().replace(f"{line}\n", f"{instead}\n")
+    file.write_text(edited)
+    refused(capsys, main(["train", "--config", str(file), "--resume"]), f"{said} when the run in {halfway} began")
+    assert file.read_text() == edited and tiny.steps_saved(halfway) == [3, 6]
+
+
+def test_the_command_goes_on_whatever_config_yaml_says_and_mends_it(given, whole, halfway):
+    file = halfway / "config.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    assert tiny.cli("train", given.model, given.pairs, halfway, **LONG, resume=True) == 0
+    assert file.read_text() == before
+    assert_the_same(halfway, whole)
+
+
+def test_a_checkpoint_that_tells_no_settings_is_held_against_config_yaml(given, whole, halfway, monkeypatch, capsys):
+    """As those of earlier versions."""
+    load = checkpoint.load_newest
+
+    def earlier(folder):
+        found = load(folder)
+        del found.state["config"]
+        return found
+
+    monkeypatch.setattr(checkpoint, "load_newest", earlier)
+    change = LONG | dict(beta=0.2)
+    refused(capsys, tiny.cli("train", given.model, given.pairs, halfway, **change, resume=True), "is 0.2 and was 0.1")
+    assert tiny.cli("train", given.model, given.pairs, halfway, **LONG, resume=True) == 0
+    assert_the_same(halfway, whole)
 
 
 def test_other_data_are_refused_and_named_as_the_reason(given, tmp_path, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def test_grouped_a_resumed_run_is_the_uninterrupted_one(given, several, tmp_path
     assert tiny.same(tiny.weights(tmp_path / "run"), tiny.weights(tmp_path / "whole"))
     capsys.readouterr()
     assert tiny.cli("train", given.model, several, tmp_path / "run", resume=True, max_steps=6, save_every=2) == 2
-    assert "--group-by-prompt is False and was True when this run began" in capsys.readouterr().err
+    assert "--group-by-prompt is False and was True when the run in" in capsys.readouterr().err
 
 
 # --- how much is computed at once ------------------------------------------------------------------
