@@ -30,7 +30,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Count and check preference data, and show how it is read."""
+    """Count and check preference data, or prompts alone, and show how they are read."""
 
     data: tuple[str, ...]
     """files, globs, folders or hub names, as NAME:SPLIT where there are splits"""

@@ -82,7 +82,7 @@ def check(
 
     With a ``tokenizer`` it is read twice: how a text is encoded follows from all of them.
     """
-    sources = open_sources(specs, format)
+    sources = open_sources(specs, format, alone=True)
     encoder = None if tokenizer is None else Encoder(tokenizer, max_length, overlong, train_on)
     with show.pass_("reading", volume(sources), "B") as advance:
         seen = Seen(sources, advance)

@@ -107,7 +107,7 @@ class Draft:
     @property
     def length(self) -> int:
         """Tokens of the prompt with its longest response."""
-        return len(self.prompt) + max(len(r) for r in self.responses)
+        return len(self.prompt) + max((len(r) for r in self.responses), default=0)
 
 
 class Part(NamedTuple):
@@ -432,7 +432,8 @@ class Encoder:
         fitted = fit(draft, self.max_length, self.overlong, self.head(draft))
         if self.max_length is not None and draft.length > self.max_length:
             done = "dropped" if fitted.draft is None else self.overlong
-            message = f"{draft.length} tokens with the longest response, more than {self.max_length}: {done}"
+            what = " with the longest response" if draft.responses else ""
+            message = f"{draft.length} tokens{what}, more than {self.max_length}: {done}"
             report("overlong", message, drops=fitted.draft is None)
             data.counts["end tokens lost"] += fitted.ends_lost
             data.counts["too long"] += fitted.draft is None

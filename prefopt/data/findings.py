@@ -92,9 +92,9 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
         return Finding(source, kind, message, drops)
 
     responses = example.responses
-    judged = responses[0].score is not None
-    if judged and not _text(example.prompt).strip():
-        yield found("empty", "the prompt is empty")
+    judged = bool(responses) and responses[0].score is not None
+    if (judged or not responses) and not _text(example.prompt).strip():
+        yield found("empty", "the prompt is empty", drops=judged)
     empty = [i for i, response in enumerate(responses) if not _text(response.content).strip()]
     if empty:
         yield found("empty", f"{_side(empty[0], len(responses))} is empty")
@@ -113,7 +113,12 @@ def _alone(example: Example, source: str) -> Iterator[Finding]:
         elif len({response.content for response in responses}) < len(responses):
             yield found("equal", "some of the ranked responses are equal", drops=False)
     prompt = example.prompt
-    if isinstance(prompt, str) and prompt.strip() and all(str(r.content).startswith(prompt) for r in responses):
+    if (
+        responses
+        and isinstance(prompt, str)
+        and prompt.strip()
+        and all(str(r.content).startswith(prompt) for r in responses)
+    ):
         yield found("repeats-prompt", "the responses repeat the prompt, which stands before them anyway", drops=False)
     if any(isinstance(text, str) and WRITTEN_OUT.match(text) for text in (prompt, *(r.content for r in responses))):
         why = "messages written out as text are read as text; save the rows as JSONL, with lists of messages"

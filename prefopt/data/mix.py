@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefopt.data.formats import Layout, detect, named
+from prefopt.data.formats import ALONE, Layout, asks_only, detect, named
 from prefopt.data.read import read_rows
 from prefopt.errors import UserError
 from prefopt.progress import Advance, untold
@@ -57,9 +57,9 @@ def load(specs: Sequence[str], format: str | None = None) -> list[Example]:
     return list(read_all(open_sources(specs, format), []))
 
 
-def open_sources(specs: Sequence[str], format: str | None = None) -> tuple[Source, ...]:
-    """Each with its layout; UserError where one is named twice."""
-    sources = tuple(open_source(spec, format) for spec in specs)
+def open_sources(specs: Sequence[str], format: str | None = None, alone: bool = False) -> tuple[Source, ...]:
+    """Each with its layout, which with ``alone`` may be that of prompts alone; UserError where one is named twice."""
+    sources = tuple(open_source(spec, format, alone) for spec in specs)
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:  # its rows could not be told apart
@@ -82,11 +82,11 @@ def read_all(sources: Sequence[Source], findings: list[Finding], advance: Advanc
             raise UserError(f"no row of {source.name} can be read as {source.layout.name}: {why}")
 
 
-def open_source(spec: str, format: str | None = None) -> Source:
+def open_source(spec: str, format: str | None = None, alone: bool = False) -> Source:
     """Look at the first rows of ``NAME`` or ``NAME=WEIGHT``, and settle the layout."""
     name, weight = split_weight(spec)
     head = list(itertools.islice(read_rows(name), HEAD))
-    layout = named(format) if format else detect(head, name)
+    layout = named(format) if format else ALONE if alone and asks_only(head) else detect(head, name)
     read = map(layout.read, head)
     sample = next((item for item in read if isinstance(item, Example)), None)
     unread = dict.fromkeys(column for row in head for column in layout.unread(row.fields))

@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from prefopt.data.encode import Encoder
-from prefopt.data.formats.columns import MESSAGES, TEXT
-from prefopt.data.formats.conversation import text_or_turns
-from prefopt.data.formats.layout import Layout
+from prefopt.data.formats import ALONE
 from prefopt.data.mix import open_source
 from prefopt.data.read import read_rows
 from prefopt.errors import UserError
@@ -61,10 +59,3 @@ def _examples(spec: str, format: str | None) -> Iterator[Example | Finding]:
 
 
 ANSWERS = {"chosen", "rejected", "completion", "responses", "answers", "output", "response", "completions"}
-ALONE = Layout(
-    0,
-    "prompt",
-    "a prompt alone, as text or messages",
-    {"prompt": TEXT | MESSAGES},
-    lambda row: (text_or_turns(row["prompt"], "prompt"), ()),
-)

@@ -101,6 +101,41 @@ def test_what_is_odd_in_the_rows_is_named_by_line(file):
     assert 'prefs.jsonl:3: no "rejected"' in screen(report)
 
 
+def test_prompts_alone_get_the_same_account(file):
+    rows = [
+        {"prompt": "Hello"},
+        {"prompt": 3},
+        {"prompt": "Hello"},
+        {"prompt": " "},
+        {"prompt": "Hello " * 60, "id": 1},
+    ]
+    data = file(*rows, {"prompt": turns(("user", "Hello"))}, name="prompts.jsonl")
+    tokenizer = byte_level()
+    report = check([data], tokenizer=tokenizer, max_length=50)
+    assert report.layouts == ["prompts.jsonl: prompt, prompts alone, for prefopt sample and prefopt ppo (guessed)"]
+    assert report.counts == {"rows": 6, "examples": 5, "pairs": 0, "responses": 0, "prompts": 4, "usable": 4}
+    assert report.lengths.keys() == {"prompt"}
+    assert report.lengths["prompt"]["longest"] == len(tokenizer("Hello " * 60).input_ids)
+    places = {kind: [place.removeprefix("prompts.jsonl:") for place in found] for kind, found in kinds(report).items()}
+    assert places == {"type": ["2"], "empty": ["4"], "overlong": ["5"], "duplicate": ["3"]}
+    assert [finding.source for finding in report.findings if finding.drops] == ["prompts.jsonl:2", "prompts.jsonl:5"]
+    assert "these columns are not read: id" in screen(report) and "the longest response" not in screen(report)
+    assert check([data]).counts == report.counts | {"usable": 5}, "nothing is too long without a tokenizer"
+
+
+@pytest.mark.parametrize("answer", [{"chosen": "4", "rejected": "5"}, {"chosn": "4", "rejectd": "5"}])
+def test_prompts_whose_responses_are_missing_or_misspelt_are_not_taken_for_prompts_alone(file, capsys, answer):
+    data = file(
+        {"prompt": "2+2="}, {"prompt": "2+2=", "chosen": None, "rejected": None}, *[{"prompt": "2+2="} | answer] * 3
+    )
+    code = main(["check", data])
+    said = capsys.readouterr()
+    if "chosen" in answer:
+        assert code == 0 and 'prefs.jsonl:1: no "chosen"' in said.out and 'prefs.jsonl:2: "chosen" is null' in said.out
+    else:
+        assert code == 2 and "no layout fits its columns" in said.err
+
+
 def test_lengths_and_what_each_policy_would_do(file):
     tokenizer = byte_level()
     rows = [GOOD, {**GOOD, "prompt": "Hello " * 60}, {**GOOD, "prompt": "Hi", "chosen": " 4" * 60}]

@@ -17,6 +17,7 @@ them becomes a Finding that says what is amiss.
 """
 
 from prefopt.data.formats import preferences, single  # noqa: F401  (they fill LAYOUTS)
-from prefopt.data.formats.layout import DEMONSTRATION, LAYOUTS, PREFERENCE, UNPAIRED, Layout, detect, named
+from prefopt.data.formats.layout import DEMONSTRATION, LAYOUTS, PREFERENCE, UNPAIRED, Layout, asks_only, detect, named
+from prefopt.data.formats.single import ALONE
 
-__all__ = ["DEMONSTRATION", "LAYOUTS", "PREFERENCE", "UNPAIRED", "Layout", "detect", "named"]
+__all__ = ["ALONE", "DEMONSTRATION", "LAYOUTS", "PREFERENCE", "UNPAIRED", "Layout", "asks_only", "detect", "named"]

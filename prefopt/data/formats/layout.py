@@ -12,7 +12,12 @@ from prefopt.data.read import Row
 from prefopt.errors import UserError
 from prefopt.types import Example, Finding
 
-DEMONSTRATION, UNPAIRED, PREFERENCE = 1, 2, 3  # what a row tells; where two layouts fit, the one that tells more wins
+PROMPT, DEMONSTRATION, UNPAIRED, PREFERENCE = (
+    0,
+    1,
+    2,
+    3,
+)  # what a row tells; where two layouts fit, the one that tells more wins
 
 # names under which people keep what we call "prompt"
 PROMPTS = {"prompt", "prompts", "question", "instruction", "input", "inputs", "query", "context", "history", "user"}
@@ -167,8 +172,7 @@ def _no_layout(rows: Sequence[Row]) -> str:
     read = (one for one in LAYOUTS.values() if isinstance(one.read(Row(columns, "")), Example))
     if told := [f"--format {one.name} ({one.about})" for one in read if one.name != "preference-implicit"]:
         parts.append(f"say {' or '.join(told)}")
-    others = [value for name, value in columns.items() if name != "prompt"]
-    if (TEXT | MESSAGES).holds(columns.get("prompt")) and not any(isinstance(o, str | list | dict) for o in others):
+    if asks_only(rows):
         parts.append("prompts alone are for prefopt sample and prefopt ppo; here their responses are needed too")
     if len(parts) == 1:
         parts += [_nearest(columns), ALL_OF_THEM]
@@ -183,6 +187,13 @@ def _nearest(columns: Fields) -> str:
     if not near:
         return "rename them to prompt, chosen and rejected, or as another layout has them"
     return "they come nearest to " + ", ".join(f"{one.name} ({', '.join(amiss[one])})" for one in near[:3])
+
+
+def asks_only(rows: Sequence[Row]) -> bool:
+    """Whether there are prompts, and nothing that could be a response to one, its column misspelt."""
+    others = [value for row in rows for name, value in row.fields.items() if name != "prompt"]
+    asked = any((TEXT | MESSAGES).holds(row.fields.get("prompt")) for row in rows)
+    return asked and not any(isinstance(value, str | list | dict) for value in others)
 
 
 def _renamed(columns: Fields) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Layouts of one response: desirable or not (KTO), or a demonstration (SFT)."""
+"""Layouts of one response, desirable or not (KTO), or a demonstration (SFT); and of none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefopt.data.formats.conversation import (
     turns,
     with_system,
 )
-from prefopt.data.formats.layout import demonstration, unpaired
+from prefopt.data.formats.layout import PROMPT, Layout, demonstration, unpaired
 from prefopt.types import Response
 
 
@@ -112,3 +112,13 @@ def _(row: Fields) -> Content:
 @demonstration("text", "plain text, all of it to be learned", text=TEXT)
 def _(row: Fields) -> Content:
     return "", (Response(row["text"]),)
+
+
+ALONE = Layout(
+    PROMPT,
+    "prompt",
+    "prompts alone, for prefopt sample and prefopt ppo",
+    {"prompt": TEXT | MESSAGES},
+    lambda row: (text_or_turns(row["prompt"], "prompt"), ()),
+)
+"""None of the table's, since there is nothing to train on."""
