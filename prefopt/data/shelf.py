@@ -46,7 +46,7 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unwritable(str(error)) from error
+        raise Unwritable(error.strerror or str(error)) from error
 
 
 Fact = Literal["key", "prompt_key", "scores", "source", "lengths"]

@@ -201,8 +201,9 @@ class ReferenceStore:
         self._open()
 
     def _failed(self, error: Exception) -> RunFailed:
+        reason = getattr(error, "strerror", None) or error  # without the path, which is told already
         return RunFailed(
-            f"{self.path}: the reference store cannot be used ({error}); what it holds is safe: make room there, or "
+            f"{self.path}: the reference store cannot be used ({reason}); what it holds is safe: make room there, or "
             "point PREFOPT_CACHE to a folder on a local disk that can be written"
         )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from prefopt.ahead import ahead
+from prefopt.errors import RunFailed
 from prefopt.model.figures import Figures
 from prefopt.model.fingerprint import model_fingerprint
 from prefopt.model.footprint import MOST_TOKENS
@@ -17,6 +21,7 @@ from prefopt.model.reference import ReferenceStore, Row, Scope, Sums, default_pa
 from prefopt.progress import UNSEEN, Advance, Shown
 from prefopt.types import Encoded, LogProbs
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Logps = tuple[list[float], list[int]]
 """of one example's responses: log π(y|x) in nats, and tokens"""
@@ -50,7 +55,7 @@ def figures_of(
 
     What was computed when it is ended stays in the store, and the next call goes on from there.
     """
-    with ReferenceStore(default_path(), scope) as store:
+    with _store(scope) as store:
         figures = Figures(key for example in asked() for key in response_keys(example))
         for keys in _at_once(figures.missing()):
             figures.put(store.get(keys))
@@ -60,6 +65,18 @@ def figures_of(
                 for some in _at_once(asked()):
                     _compute(lm, some, budget or MOST_TOKENS[lm.device.type], figures, store, advance)
     return figures
+
+
+@contextmanager
+def _store(scope: Scope) -> Iterator[ReferenceStore]:
+    """That of all runs; where it cannot be opened, one that is gone afterwards, as with encoded data."""
+    with ExitStack() as stack:
+        try:
+            store = ReferenceStore(default_path(), scope)
+        except RunFailed as error:
+            log.warning("%s; until then every run computes its log-probs anew", error)
+            store = ReferenceStore(Path(stack.enter_context(TemporaryDirectory())) / "reference.sqlite", scope)
+        yield stack.enter_context(store)
 
 
 def _compute(
