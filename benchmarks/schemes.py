@@ -14,8 +14,9 @@
 All with AdamW without decay at a constant rate, and the gradient clipped at 1, in fp32; on a GPU, and in the workload
 ``hh-bf16``, the weights stay in fp32, and what is computed is bf16. TRL gets token ids where it would tokenize;
 nothing else of it is changed, but that it does not hash the weights of its reference, which no figure here counts.
-Before a pass over the reference is timed on a GPU, one batch is computed, for which both compile kernels. prefopt's
-layers are compiled there before that, as in a run that is long enough for it to pay.
+A pass over the reference is timed when one batch was computed already, as steps are after the first: a GPU's kernels
+are compiled then, and a CPU's memory has been touched. Not so where all of a sweep is timed together. prefopt's layers
+are compiled on a GPU before that, as in a run that is long enough for it to pay.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Task:
     device: str = "cpu"
     dtype: str = "float32"  # what is computed in
     tokens_at_once: int | None = None  # prefopt's; None: its default
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether a batch is computed before the pass is timed; else all is, from the first moment."""
+        return len(self.betas) == 1
 
     @property
     def batches(self) -> list[Sequence[Encoded]]:
@@ -98,7 +104,7 @@ def _train(task: Task, beta: float, sums: dict[str, tuple[float, int]], run: Run
         warn(why, stacklevel=2)
     objective = Objective(DPO(beta), lm, sums, task.tokens_at_once or _budget(lm.module, lm.dtype))
     if not sums:
-        if task.device == "cuda":
+        if task.warms_up:
             _reference(objective, task.batches[0])
         began = now()
         sums |= _reference(objective, [e for batch in task.batches for e in batch])
@@ -202,7 +208,7 @@ def trl(task: Task, pairs_at_once: int = TRL_AT_ONCE, **options) -> Run:
             return dataset  # token ids already
 
         def _precompute_ref_logps(self, dataset, *args):
-            if task.device == "cuda":
+            if task.warms_up:
                 super()._precompute_ref_logps(dataset.select(range(task.batch_size)), *args)
             began = now()
             try:

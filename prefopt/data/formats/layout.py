@@ -12,12 +12,8 @@ from prefopt.data.read import Row
 from prefopt.errors import UserError
 from prefopt.types import Example, Finding
 
-PROMPT, DEMONSTRATION, UNPAIRED, PREFERENCE = (
-    0,
-    1,
-    2,
-    3,
-)  # what a row tells; where two layouts fit, the one that tells more wins
+# what a row tells; where two layouts fit, the one that tells more wins
+PROMPT, DEMONSTRATION, UNPAIRED, PREFERENCE = range(4)
 
 # names under which people keep what we call "prompt"
 PROMPTS = {"prompt", "prompts", "question", "instruction", "input", "inputs", "query", "context", "history", "user"}
