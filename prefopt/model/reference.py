@@ -225,6 +225,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
             "CREATE TABLE IF NOT EXISTS logps (scope INTEGER, response BLOB, sum REAL, length INTEGER, seal INTEGER,"
             " PRIMARY KEY (scope, response)) WITHOUT ROWID"
         )
+        connection.execute("DELETE FROM scopes WHERE 0")  # refused where tables that are there can only be read
 
 
 def _insist(work: Callable[[], object]) -> None:

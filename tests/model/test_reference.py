@@ -246,6 +246,15 @@ def test_a_file_that_cannot_be_written_is_one_clear_error(store, path, pragma, r
     assert store.get(KEYS) == KNOWN
 
 
+def test_a_file_that_can_only_be_read_is_told_of_when_it_is_opened(store, path, monkeypatch):
+    """As another user's is, before a model has computed what cannot be kept."""
+    store.put(ROWS)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda file, **more: connect(f"file:{file}?mode=ro", uri=True, **more))
+    with pytest.raises(RunFailed, match=f"{path}.*readonly.*PREFOPT_CACHE"):
+        ReferenceStore(path, SCOPE)
+
+
 def test_a_place_that_cannot_be_opened_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
