@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 
 COUNTS = ("steps", "skipped_steps", "held_out_seen")
 """whole numbers of results.json"""
+TELLING = {"reward": "ppo", "rankings": "reward"}
+"""a setting, and the command without a loss that alone has it"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class Run:
 
     @property
     def method(self) -> str:
-        return str(self.results.get("method", self.settings.get("loss", "–")))
+        """As results.json calls it; before there is one, what the settings tell."""
+        named = self.results.get("method") or self.settings.get("loss")
+        told = next((command for key, command in TELLING.items() if key in self.settings), "sft")
+        return str(named or (told if self.settings else "–"))
 
     @property
     def unit(self) -> str:

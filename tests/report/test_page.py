@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from prefopt.cli import main
 from prefopt.errors import UserError
@@ -198,6 +199,16 @@ def test_losses_of_two_methods_have_no_axis_in_common(tmp_path):
     }
     assert keys == {"Loss, dpo": ["a", "c"], "Loss, ipo": ["b"]}
     assert "run-2" in html[html.index("Loss, dpo") : html.index("Loss, ipo")], "a run has one colour on all of a page"
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [({}, "sft"), ({"rankings": False}, "reward"), ({"reward": "r.py:r"}, "ppo"), ({"loss": "ipo"}, "ipo")],
+)
+def test_the_method_of_a_run_that_has_not_finished_is_told_by_its_settings(tmp_path, settings, method):
+    run = made.run(tmp_path / "a", finished=False)
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": "base"} | settings))
+    assert f"method{method}dpo" in page(tmp_path, run, made.run(tmp_path / "b", "dpo")).text
 
 
 def test_the_data_of_a_run_that_has_not_finished_are_not_known(quick, tmp_path):
