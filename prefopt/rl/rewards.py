@@ -256,12 +256,14 @@ class Implicit:
     beta: float
 
     def __call__(self, pairs: Sequence[Pair], ended: Iterable[bool] | None = None) -> list[float]:
-        """``ended`` as for `encode`."""
+        """``ended`` as for `encode`; 0 for what was cut off before it had any text, such as one control token."""
         examples = encode(self.encoder, pairs, ended)
-        if not examples:
-            return []
-        both = zip(scored(self.policy, examples), scored(self.reference, examples), strict=True)
-        return [self.beta * (ours[0] - theirs[0]) for (ours, _), (theirs, _) in both]
+        said = [example for example in examples if len(example.responses[0])]
+        if not said:
+            return [0.0] * len(examples)
+        both = zip(scored(self.policy, said), scored(self.reference, said), strict=True)
+        found = (self.beta * (ours[0] - theirs[0]) for (ours, _), (theirs, _) in both)
+        return [next(found) if len(example.responses[0]) else 0.0 for example in examples]
 
 
 def _alike(texts: Sequence[Any], size: int) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from prefopt.data.encode import Encoder
 from prefopt.errors import UserError
 from prefopt.model.load import load_model, load_tokenizer
 from prefopt.model.scoring import scored
-from prefopt.rl.rewards import Function, encode, load_reward
+from prefopt.rl.rewards import Function, encode, load_reward, rewarded
 from prefopt.types import Message
 from tests.train import tiny
 
@@ -101,6 +101,14 @@ def test_the_implicit_reward_is_the_scaled_log_ratio(models):
     assert np.allclose(load_reward(f"implicit:{policy}@{reference}:0.5")(PAIRS), expected, atol=1e-5)
     assert np.allclose(load_reward(f"implicit:{policy}@{reference}")(PAIRS), expected / 5, atol=1e-5)
     assert load_reward(f"implicit:{policy}@{policy}")(PAIRS) == [0.0] * 3
+
+
+def test_the_implicit_reward_of_nothing_is_zero(models):
+    """A sample of one control token that is no end, for example, which the text does not hold."""
+    reward = load_reward("implicit:{}@{}".format(*models))
+    (alone,) = rewarded(reward, [("the cat", " a")], [False])
+    assert alone and rewarded(reward, [("never", ""), ("the cat", " a")], [False, False]) == [0.0, pytest.approx(alone)]
+    assert rewarded(reward, [("never", "")], [False]) == [0.0] and reward([]) == []
 
 
 def test_functions_of_pairs_and_of_prompts_and_responses(tmp_path):
