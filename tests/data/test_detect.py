@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import pytest
 
 from prefopt.data.formats import LAYOUTS, detect, named
@@ -39,7 +41,7 @@ def test_a_question_column_does_not_become_an_empty_prompt():
     said = refusal({"question": "2+2?", "chosen": "It is 4", "rejected": "It is 5"})
     assert '"question" (text), "chosen" (text), "rejected" (text)' in said
     assert 'column "question": did you mean "prompt"?' in said
-    assert "--format orca" in said
+    assert "Then rename it; or say --format orca (" in said
     assert "implicit" not in said
 
 
@@ -126,6 +128,8 @@ def test_an_unknown_format_suggests_the_nearest():
         named("zzz")
 
 
-def test_of_many_columns_some_are_named():
+def test_of_many_columns_some_are_named(monkeypatch):
+    """And none is compared with the names in layouts that share no column, which would take many seconds."""
+    monkeypatch.setattr(difflib, "get_close_matches", None)
     said = refusal({f"column {i}": 1 for i in range(50_000)})
     assert "and 49,980 more" in said and len(said) < 3000

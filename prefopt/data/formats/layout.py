@@ -165,9 +165,10 @@ def _no_layout(rows: Sequence[Row]) -> str:
     parts = [f"no layout fits its columns {found or '(none)'}"]
     if meant := _renamed(columns):
         parts.append('column "{}": did you mean "{}"? Then rename it'.format(*meant))
-    read = (one for one in LAYOUTS.values() if isinstance(one.read(Row(columns, "")), Example))
-    if told := [f"--format {one.name} ({one.about})" for one in read if one.name != "preference-implicit"]:
-        parts.append(f"say {' or '.join(told)}")
+    fitting = (one for one in LAYOUTS.values() if one.fits(columns) and one.name != "preference-implicit")
+    read = [one for one in fitting if isinstance(one.read(Row(columns, "")), Example)]
+    if told := " or ".join(f"--format {one.name} ({one.about})" for one in read):
+        parts.append(f"or say {told}" if meant else f"say {told}")
     if asks_only(rows):
         parts.append("prompts alone are for prefopt sample and prefopt ppo; here their responses are needed too")
     if len(parts) == 1:
@@ -177,8 +178,9 @@ def _no_layout(rows: Sequence[Row]) -> str:
 
 def _nearest(columns: Fields) -> str:
     """The layouts of which most is there, and what is not."""
-    amiss = {one: [str(bad) for bad in one.amiss(columns)] for one in LAYOUTS.values()}
-    near = [one for one in LAYOUTS.values() if amiss[one] and one.columns.keys() & columns]
+    alike = [one for one in LAYOUTS.values() if one.columns.keys() & columns]
+    amiss = {one: [str(bad) for bad in one.amiss(columns)] for one in alike}
+    near = [one for one in alike if amiss[one]]
     near.sort(key=lambda one: (len(one.lacks(columns)), -len(one.columns), len(amiss[one])))
     if not near:
         return "rename them to prompt, chosen and rejected, or as another layout has them"
