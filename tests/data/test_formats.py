@@ -138,7 +138,7 @@ def test_a_label_from_csv_is_text():
 @pytest.mark.parametrize("name", ["kto", "prompt-completion"])
 def test_a_row_says_whether_its_response_has_ended(name):
     row = ROWS[name][0]
-    for value, ended in [(True, True), (False, False), ("False", False), (0.0, False), (None, True)]:
+    for value, ended in [(True, True), (False, False), ("False", False), (0.0, False), (None, True), ("", True)]:
         assert read(name, row | {"ended": value}).responses[0].ended is ended
     assert read(name, row).responses[0].ended
     assert "ended" not in LAYOUTS[name].unread(row | {"ended": False})

@@ -188,7 +188,7 @@ def alpaca(row: Fields) -> Turns:
 def has_ended(row: Fields) -> bool:
     """Whether the response came to its end, as ``prefopt sample`` says it in an optional column; true without."""
     value = row.get("ended")
-    if value is None:
+    if value is None or value == "":  # an empty cell of a table
         return True
     if (found := truth(value)) is None:
         meant = "true or false (was the response cut off?): rename it if it means something else"
