@@ -49,7 +49,7 @@ class Said:
 
     def add(self, example: Example, source: str) -> None:
         prompt = _digest(example.prompt)
-        responses = [_digest((response.content, response.ended)) for response in example.responses]
+        responses = [_digest(r.content if r.ended else (r.content, False)) for r in example.responses]
         scores = [response.score for response in example.responses]
         for better, worse in _comparisons(responses, scores):
             self._of.append(len(self._whole))
