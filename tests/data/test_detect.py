@@ -61,9 +61,9 @@ def test_a_column_that_is_missing_throughout_is_named():
 
 def test_so_is_one_of_another_type():
     said = refusal({"prompt": "a", "chosen": "b", "rejected": 5})
-    assert 'nearest to preference ("rejected" is a number, not text or a message or a list of messages)' in said
+    assert 'nearest to preference ("rejected" is 5, not text or a message or a list of messages)' in said
     said = refusal({"prompt": "a", "chosen": say("a", "b"), "rejected": "c"})
-    assert 'nearest to ultrafeedback-binarized ("rejected" is text, not a list of messages)' in said
+    assert "nearest to ultrafeedback-binarized (\"rejected\" is 'c', not a list of messages)" in said
     assert "--format" not in said, "no layout would read such a row"
 
 

@@ -169,7 +169,7 @@ def test_the_format_can_be_told(tmp_path):
         load([name])
     assert load([name], format="orca")[0].prompt == (Message("user", "2+2?"),)
     assert not open_source(name, "orca").guessed
-    with pytest.raises(UserError, match=r'no row of .* can be read as hh: .*a\.jsonl:1: "chosen" is text, not'):
+    with pytest.raises(UserError, match=r"no row of .* can be read as hh: .*a\.jsonl:1: \"chosen\" is '4', not"):
         load([name], format="hh")
 
 

@@ -85,6 +85,12 @@ def truth(value: Any) -> bool | None:
     return TRUTHS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
 
 
+def shown(value: Any) -> str:
+    """A number or a word as it is written, which may be of the right type and wrong; of all else the type."""
+    short = isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 20)
+    return repr(value) if short else type_of(value)
+
+
 def type_of(value: Any) -> str:
     if value is None:
         return "null"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefopt.data.formats.columns import ANSWER, TEXTS, TURN, BadRow, is_message, number, truth, type_of
+from prefopt.data.formats.columns import ANSWER, TEXTS, TURN, BadRow, is_message, number, shown, truth, type_of
 from prefopt.types import Message, Response
 
 Fields = Mapping[str, Any]
@@ -192,7 +192,7 @@ def has_ended(row: Fields) -> bool:
         return True
     if (found := truth(value)) is None:
         meant = "true or false (was the response cut off?): rename it if it means something else"
-        raise BadRow("type", f'"ended" is {type_of(value)}, not {meant}')
+        raise BadRow("type", f'"ended" is {shown(value)}, not {meant}')
     return found
 
 

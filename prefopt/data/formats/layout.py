@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prefopt.data.formats.columns import MESSAGES, TEXT, BadRow, Kind, type_of
+from prefopt.data.formats.columns import MESSAGES, TEXT, BadRow, Kind, shown, type_of
 from prefopt.data.formats.conversation import SCORES, Content, Fields
 from prefopt.data.read import Row
 from prefopt.errors import UserError
@@ -93,7 +93,7 @@ class Layout:
             elif row[name] is None:
                 yield BadRow("null", f'"{name}" is null')
             elif not kind.holds(row[name]):
-                yield BadRow("type", f'"{name}" is {type_of(row[name])}, not {kind.name}')
+                yield BadRow("type", f'"{name}" is {shown(row[name])}, not {kind.name}')
 
 
 LAYOUTS: dict[str, Layout] = {}
