@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from prefopt.data.encode import Encoder
 from prefopt.data.formats import ALONE
+from prefopt.data.formats.layout import ANSWERS
 from prefopt.data.mix import open_source
 from prefopt.data.read import read_rows
 from prefopt.errors import UserError
@@ -56,6 +57,3 @@ def _examples(spec: str, format: str | None) -> Iterator[Example | Finding]:
     if format is None and first and not first.fields.keys() & ANSWERS and ALONE.fits(first.fields):
         return map(ALONE.read, itertools.chain([first], rows))
     return iter(open_source(spec, format))
-
-
-ANSWERS = {"chosen", "rejected", "completion", "responses", "answers", "output", "response", "completions"}

@@ -107,7 +107,7 @@ def test_prompts_alone_get_the_same_account(file):
         {"prompt": 3},
         {"prompt": "Hello"},
         {"prompt": " "},
-        {"prompt": "Hello " * 60, "id": 1},
+        {"prompt": "Hello " * 60, "id": "h1"},
     ]
     data = file(*rows, {"prompt": turns(("user", "Hello"))}, name="prompts.jsonl")
     tokenizer = byte_level()

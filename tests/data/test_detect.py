@@ -82,8 +82,10 @@ def test_three_layouts_are_named_at_most():
 
 
 def test_prompts_alone_are_sent_to_where_they_are_of_use():
-    assert "prompts alone are for prefopt sample and prefopt ppo" in refusal({"prompt": "2+2=", "id": 3})
-    assert "prompts alone" not in refusal({"prompt": "2+2=", "answr": "4"})
+    for row in {"id": 3}, {"id": "q3"}, {"category": "maths", "score": ""}:
+        assert "prompts alone are for prefopt sample and prefopt ppo" in refusal({"prompt": "2+2="} | row)
+    for row in {"answr": "4"}, {"said": "It is 4"}, {"said": ["4"]}:
+        assert "prompts alone" not in refusal({"prompt": "2+2="} | row)
 
 
 def test_a_typing_error_in_a_column_gets_the_right_name():

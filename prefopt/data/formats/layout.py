@@ -19,6 +19,8 @@ PROMPT, DEMONSTRATION, UNPAIRED, PREFERENCE = range(4)
 PROMPTS = {"prompt", "prompts", "question", "instruction", "input", "inputs", "query", "context", "history", "user"}
 PROMPTS |= {"human", "messages", "conversation", "conversations", "text", "post", "article", "document", "problem"}
 PROMPTS |= {"request", "task", "system"}
+# names of columns that hold responses
+ANSWERS = {"chosen", "rejected", "completion", "responses", "answers", "output", "response", "completions"}
 
 
 Convert = Callable[[Fields], Content]
@@ -188,10 +190,16 @@ def _nearest(columns: Fields) -> str:
 
 
 def asks_only(rows: Sequence[Row]) -> bool:
-    """Whether there are prompts, and nothing that could be a response to one, its column misspelt."""
-    others = [value for row in rows for name, value in row.fields.items() if name != "prompt"]
+    """Whether there are prompts, and nothing that could be a response to one, its column misspelt.
+
+    A single word may be one by its column's name only: else it is a category, or an identifier.
+    """
     asked = any((TEXT | MESSAGES).holds(row.fields.get("prompt")) for row in rows)
-    return asked and not any(isinstance(value, str | list | dict) for value in others)
+    others = [column for row in rows for column in row.fields.items() if column[0] != "prompt"]
+    if not asked or any(isinstance(v, list | dict) or (isinstance(v, str) and len(v.split()) > 1) for _, v in others):
+        return False
+    names = {name.lower() for name, value in others if isinstance(value, str)}
+    return not any(difflib.get_close_matches(name, ANSWERS, n=1, cutoff=0.75) for name in names)
 
 
 def _renamed(columns: Fields) -> tuple[str, str] | None:
