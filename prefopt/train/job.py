@@ -146,10 +146,13 @@ class Job:
         return settings.dump(dataclasses.replace(self.config, resume=False), chosen)
 
     def open_folder(self, found: Checkpoint | None) -> None:
-        """Hold settings and data against a checkpoint, if there is one, and write config.yaml."""
+        """Hold settings and data against a checkpoint, if there is one; write config.yaml, unless it says the same."""
+        path = self.out / "config.yaml"
         if found:
             self.check_unchanged(found.state["data"], config=found.state.get("config"))
-        with writable(self.out), whole(self.out / "config.yaml") as file:
+            if path.exists() and settings.recorded(path) == yaml.safe_load(self.written()):
+                return  # with whatever a person has noted there
+        with writable(self.out), whole(path) as file:
             file.write(self.written(self.chosen))
 
     def check_unchanged(self, data: str, code: str | None = None, config: str | None = None) -> None:

@@ -266,6 +266,15 @@ def test_the_command_goes_on_whatever_config_yaml_says_and_mends_it(given, whole
     assert_the_same(halfway, whole)
 
 
+def test_what_a_person_noted_in_config_yaml_stays(given, whole, halfway):
+    file = halfway / "config.yaml"
+    noted = f"# to be compared with last week's\n{file.read_text()}"
+    file.write_text(noted)
+    assert tiny.cli("train", given.model, given.pairs, halfway, **LONG, resume=True) == 0
+    assert file.read_text() == noted
+    assert_the_same(halfway, whole)
+
+
 def test_a_checkpoint_that_tells_no_settings_is_held_against_config_yaml(given, whole, halfway, monkeypatch, capsys):
     """As those of earlier versions."""
     load = checkpoint.load_newest
