@@ -54,18 +54,22 @@ def test_a_row_for_each_response_in_the_order_of_the_data(models, tmp_path, caps
     assert "the better response has the higher reward in " in said
 
 
-def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypatch, capsys):
-    data, out, whole = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+def stop_after(patched: pytest.MonkeyPatch, asked: list[int], responses: int) -> None:
     counting = LanguageModel.score
 
     def stopped(*arguments):
-        if sum(asked) > 10:
+        if sum(asked) > responses:
             raise KeyboardInterrupt
         return counting(*arguments)
 
+    patched.setattr(LanguageModel, "score", stopped)
+
+
+def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypatch, capsys):
+    data, out, whole = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     small = ["--tokens-per-microbatch", "64"]
     with monkeypatch.context() as patched:
-        patched.setattr(LanguageModel, "score", stopped)
+        stop_after(patched, asked, 10)
         assert score(*models, data, out, *small) == 75
     assert "what was done is kept: continue with the same command" in capsys.readouterr().err
     assert 10 < sum(asked) < 48 and not out.exists()
@@ -74,6 +78,16 @@ def test_what_was_stopped_goes_on_where_it_was(models, tmp_path, asked, monkeypa
     assert score(*models, data, whole, *small) == 0
     assert sum(asked) == 96, "nothing is computed twice"
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_what_was_stopped_without_a_cache_does_not_promise_to_go_on(models, tmp_path, asked, monkeypatch, capsys):
+    data, file = tiny.pairs(tmp_path / "p.jsonl"), tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("PREFOPT_CACHE", str(file / "cache"))
+    stop_after(monkeypatch, asked, 10)
+    assert score(*models, data, None, "--tokens-per-microbatch", "64") == 1
+    said = capsys.readouterr().err
+    assert "stopped; without a cache nothing was kept: the same command begins anew" in said and "is kept" not in said
 
 
 def test_what_training_asked_is_known(models, tmp_path, asked):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,14 +69,22 @@ def figures_of(
 
 @contextmanager
 def _store(scope: Scope) -> Iterator[ReferenceStore]:
-    """That of all runs; where it cannot be opened, one that is gone afterwards, as with encoded data."""
-    with ExitStack() as stack:
-        try:
-            store = ReferenceStore(default_path(), scope)
-        except RunFailed as error:
-            log.warning("%s; until then every run computes its log-probs anew", error)
-            store = ReferenceStore(Path(stack.enter_context(TemporaryDirectory())) / "reference.sqlite", scope)
-        yield stack.enter_context(store)
+    """That of all runs; where it cannot be opened, one that is gone afterwards, as with encoded data.
+
+    RunFailed where that one is interrupted, of which nothing is kept.
+    """
+    try:
+        store = ReferenceStore(default_path(), scope)
+    except RunFailed as error:
+        log.warning("%s; until then every run computes its log-probs anew", error)
+        with TemporaryDirectory() as folder, ReferenceStore(Path(folder) / "reference.sqlite", scope) as own:
+            try:
+                yield own
+            except KeyboardInterrupt:
+                raise RunFailed("stopped; without a cache nothing was kept: the same command begins anew") from None
+    else:
+        with store:
+            yield store
 
 
 def _compute(
