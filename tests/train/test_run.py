@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -251,23 +250,6 @@ def test_losses_without_a_reference_load_none_and_touch_no_store(given, tmp_path
     for loss in (name for name, made in LOSSES.items() if not made.needs_reference):
         assert tiny.cli("train", given.model, given.pairs, tmp_path / loss, loss=loss, max_steps=2) == 0
     assert not (tmp_path / "cache" / "reference.sqlite").exists()
-
-
-def test_a_run_goes_on_where_nothing_can_be_cached(given, tmp_path, monkeypatch, capsys):
-    """Not the encoded data, nor the reference's figures: its bits are any run's, and it leaves nothing behind."""
-    assert tiny.cli("train", given.model, given.pairs, tmp_path / "cached") == 0
-    (tmp_path / "file").write_text("")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    capsys.readouterr()
-    assert tiny.cli("train", given.model, given.pairs, tmp_path / "run") == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count(f"warning: encoded data is not cached in {tmp_path}/file/cache: Not a directory") == 1
-    assert said.count("reference.sqlite: the reference store cannot be used (Not a directory)") == 1
-    assert "PREFOPT_CACHE" in said and "every run computes its log-probs anew" in said
-    assert tiny.same(tiny.weights(tmp_path / "run"), tiny.weights(tmp_path / "cached"))
-    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 def test_a_reference_of_its_own(given, tmp_path):
